@@ -1,0 +1,86 @@
+"""Identifiers, and how a person finds a shard.
+
+A subscriber id is a positive 63-bit integer: 16 bits of **bucket** (the hash of the first identity
+seen) above 47 random bits. Shards own ranges of the 65,536 buckets, so an id alone finds its shard,
+through any later move of ranges. A message is named by ``(subscriber_id, message_key)``, where the
+key is a hash of what is sent (campaign or journey node, occurrence): the same mail to the same
+person always has the same name, and its name finds the person's shard.
+"""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_right
+from collections.abc import Sequence
+from hashlib import blake2b
+from random import Random
+from typing import NamedTuple
+
+BUCKETS = 1 << 16
+_RANDOM_BITS = 47
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford base32: no i, l, o, u
+_VALUES = {c: i for i, c in enumerate(_ALPHABET)}
+
+
+class MessageRef(NamedTuple):
+    """The name of one message to one person."""
+
+    subscriber_id: int
+    message_key: int
+
+
+def hash64(*parts: str | int | bytes) -> int:
+    """A stable signed 64-bit hash of the parts; their boundaries count."""
+    hasher = blake2b(digest_size=8)
+    for part in parts:
+        raw = part if isinstance(part, bytes) else str(part).encode()
+        hasher.update(struct.pack(">I", len(raw)))
+        hasher.update(raw)
+    return int.from_bytes(hasher.digest(), "big", signed=True)
+
+
+def bucket_of_identity(kind: str, value: str) -> int:
+    """The bucket (0 to 65,535) in which an identity is claimed."""
+    return hash64("identity", kind, value) & (BUCKETS - 1)
+
+
+def mint_subscriber_id(bucket: int, random: Random) -> int:
+    """A new id in the bucket. The owner checks that it is not taken and draws again if it is."""
+    return bucket << _RANDOM_BITS | random.getrandbits(_RANDOM_BITS)
+
+
+def bucket_of_subscriber(subscriber_id: int) -> int:
+    return subscriber_id >> _RANDOM_BITS
+
+
+def shard_of_bucket(bucket: int, first_buckets: Sequence[int]) -> int:
+    """The shard that owns a bucket; ``first_buckets[i]`` is where shard *i*'s range begins."""
+    return bisect_right(first_buckets, bucket) - 1
+
+
+def even_ranges(shards: int) -> list[int]:
+    """The first bucket of each of ``shards`` equal ranges."""
+    return [BUCKETS * i // shards for i in range(shards)]
+
+
+def campaign_message_key(campaign_id: int, occurrence: int = 0) -> int:
+    """The message key of a campaign: occurrence is 0 for a one-off (design §3, idempotency)."""
+    return hash64("campaign", campaign_id, occurrence)
+
+
+def encode_id(number: int) -> str:
+    """13 lower-case base32 characters for a signed 64-bit integer."""
+    unsigned = number & 0xFFFF_FFFF_FFFF_FFFF
+    return "".join(_ALPHABET[unsigned >> shift & 31] for shift in range(60, -1, -5))
+
+
+def decode_id(text: str) -> int:
+    """The integer of ``encode_id``. Raises ``ValueError`` for anything else."""
+    if len(text) != 13 or any(c not in _VALUES for c in text):
+        raise ValueError(f"not an id: {text!r:.40} (13 characters of {_ALPHABET})")
+    value = 0
+    for char in text:
+        value = value << 5 | _VALUES[char]
+    if value >> 64:
+        raise ValueError(f"not an id: {text!r} is too large")
+    return value - (1 << 64) if value >> 63 else value

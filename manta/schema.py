@@ -1,0 +1,197 @@
+"""The tables of a shard: one definition for the database, the journal, the lake and the rules.
+
+State tables have a key and hold one row for it; ``events`` has none and is only ever appended to.
+A profile has free attributes besides its fixed columns: attribute ``city`` is column
+``attr_city``, with the type that the Catalog's registry declares for the workspace.
+
+Instants are ``TIMESTAMP`` in UTC. States and kinds are words, not numbers, since the lake is read
+by people.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class AttributeType(StrEnum):
+    """The types of a free attribute, and of an event property seen by a rule."""
+
+    STRING = "string"
+    NUMBER = "number"
+    BOOLEAN = "boolean"
+    DATE = "date"  # an instant; a value without time is midnight UTC
+    LIST = "list"  # of strings
+
+
+SQL_TYPES = {
+    AttributeType.STRING: "VARCHAR",
+    AttributeType.NUMBER: "DOUBLE",
+    AttributeType.BOOLEAN: "BOOLEAN",
+    AttributeType.DATE: "TIMESTAMP",
+    AttributeType.LIST: "VARCHAR[]",
+}
+ATTRIBUTE_PREFIX = "attr_"
+ATTRIBUTE_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
+ATTRIBUTES_MAX = 500
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: columns in order as (name, DuckDB type); ``key`` empty for append-only tables."""
+
+    name: str
+    columns: tuple[tuple[str, str], ...]
+    key: tuple[str, ...] = ()
+    has_attributes: bool = False
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in self.columns)
+
+
+PROFILES = Table(
+    "profiles",
+    (
+        ("subscriber_id", "BIGINT"),
+        ("email", "VARCHAR"),  # normalised; the address mails go to; NULL while anonymous
+        ("time_zone", "VARCHAR"),  # IANA name, or NULL: the workspace's
+        ("locale", "VARCHAR"),  # BCP 47, or NULL
+        ("created_at", "TIMESTAMP"),
+        ("updated_at", "TIMESTAMP"),
+    ),
+    key=("subscriber_id",),
+    has_attributes=True,
+)
+IDENTITIES = Table(
+    "identities",
+    (
+        ("kind", "VARCHAR"),  # email | external_id | phone | anonymous_id
+        ("value", "VARCHAR"),
+        ("subscriber_id", "BIGINT"),
+        ("state", "VARCHAR"),  # confirmed | pending
+        ("claimed_at", "TIMESTAMP"),
+    ),
+    key=("kind", "value"),
+)
+ALIASES = Table(
+    "aliases",
+    (
+        ("from_id", "BIGINT"),
+        ("to_id", "BIGINT"),
+        ("cause", "VARCHAR"),
+        ("created_at", "TIMESTAMP"),
+    ),
+    key=("from_id",),
+)
+CONSENTS = Table(
+    "consents",
+    (
+        ("subscriber_id", "BIGINT"),
+        ("channel", "VARCHAR"),  # email | sms | push
+        ("topic", "VARCHAR"),
+        ("status", "VARCHAR"),  # subscribed | unsubscribed | pending
+        ("source", "VARCHAR"),
+        ("changed_at", "TIMESTAMP"),
+    ),
+    key=("subscriber_id", "channel", "topic"),
+)
+SUPPRESSIONS = Table(
+    "suppressions",
+    (
+        ("channel", "VARCHAR"),
+        ("address", "VARCHAR"),  # normalised
+        ("reason", "VARCHAR"),  # hard_bounce | complaint | manual | unsubscribed | ...
+        ("source", "VARCHAR"),
+        ("evidence", "VARCHAR"),
+        ("created_at", "TIMESTAMP"),
+        ("expires_at", "TIMESTAMP"),  # NULL: for ever
+    ),
+    key=("channel", "address"),
+)
+EVENTS = Table(
+    "events",
+    (
+        ("subscriber_id", "BIGINT"),
+        ("occurred_at", "TIMESTAMP"),
+        ("type", "VARCHAR"),
+        ("event_id", "BIGINT"),  # hash64 of the producer's event id: duplicates count once
+        ("campaign_id", "INTEGER"),
+        ("message_key", "BIGINT"),  # the message that this is about or came from
+        ("item", "VARCHAR"),  # product, page or link acted upon; of `sent`: the message's kind
+        ("amount", "DOUBLE"),  # money or quantity
+        ("properties", "VARCHAR"),  # a JSON object, or NULL
+    ),
+)
+# One row per message over all channels. The states and moves are manta.delivery.ledger's.
+LEDGER = Table(
+    "ledger",
+    (
+        ("subscriber_id", "BIGINT"),
+        ("message_key", "BIGINT"),
+        ("campaign_id", "INTEGER"),
+        ("kind", "VARCHAR"),  # marketing | transactional | test
+        ("channel", "VARCHAR"),
+        ("state", "VARCHAR"),
+        ("reason", "VARCHAR"),  # why suppressed, failed, expired, uncertain
+        ("domain", "VARCHAR"),  # of the recipient, lower case
+        ("priority", "UTINYINT"),  # 0 first
+        ("engaged_at", "TIMESTAMP"),  # last human open or click when planned; the engaged go first
+        ("due_at", "TIMESTAMP"),
+        ("expires_at", "TIMESTAMP"),
+        ("attempts", "USMALLINT"),
+        ("sender", "VARCHAR"),  # of the present or last lease
+        ("sender_epoch", "BIGINT"),
+        ("lease_id", "BIGINT"),
+        ("source", "VARCHAR"),  # egress source of the last attempt
+        ("reply_code", "USMALLINT"),
+        ("reply", "VARCHAR"),  # the last SMTP reply, as received, cut at 500 characters
+        ("planned_at", "TIMESTAMP"),
+        ("changed_at", "TIMESTAMP"),
+        ("bounced_at", "TIMESTAMP"),  # a later DSN: a fact of its own, moves no state
+    ),
+    key=("subscriber_id", "message_key"),
+)
+MEMBERSHIPS = Table(
+    "memberships",
+    (("subscriber_id", "BIGINT"), ("segments", "INTEGER[]")),
+    key=("subscriber_id",),
+)
+# What a shard must know of a campaign to plan, lease and count for it.
+CAMPAIGNS = Table(
+    "campaigns",
+    (
+        ("campaign_id", "INTEGER"),
+        ("state", "VARCHAR"),  # running | paused | cancelled | finished
+        ("planning", "VARCHAR"),  # planning | planned
+        ("definition", "VARCHAR"),  # JSON of manta.delivery.campaign.CampaignPlan
+    ),
+    key=("campaign_id",),
+)
+
+TABLES = {
+    table.name: table
+    for table in (
+        PROFILES,
+        IDENTITIES,
+        ALIASES,
+        CONSENTS,
+        SUPPRESSIONS,
+        EVENTS,
+        LEDGER,
+        MEMBERSHIPS,
+        CAMPAIGNS,
+    )
+}
+
+# Event types that Manta itself writes; every other type is the customer's own. The `_changed`
+# events are history (old, new, source as properties): they go to the lake and not to memory.
+MESSAGE_EVENTS = ("sent", "opened", "clicked", "bounced", "complained", "unsubscribed")
+HISTORY_EVENTS = (
+    "profile_created",
+    "profile_changed",
+    "consent_changed",
+    "suppression_changed",
+    "membership_changed",
+)
