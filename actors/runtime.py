@@ -1,0 +1,221 @@
+"""The wall to Ray: how a plain class becomes a named, restartable actor, and how it is called.
+
+Every resident actor is one Ray actor of the class ``Host``: detached, restarted for ever, without
+CPUs of its own, its calls never retried by Ray (callers retry with keys, see ``handles``). The
+object inside is built by a factory in the actor's own process, so nothing that is open has to be
+pickled. A constructor that raises would be final for Ray, so a failing factory is kept as the
+reason that every call gets, and the process ends a little later to be started afresh.
+
+Faults of the domain travel as values and are raised again at the caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError
+
+from manta.errors import MantaError, NotReady, OutcomeUnknown
+
+NAMESPACE = "manta"
+RETRY_BUILD_S = 5.0
+logger = logging.getLogger("manta.actors")
+
+
+class Host:
+    """The Ray actor around one of our objects."""
+
+    async def __init__(self, name: str, build: Callable[[], Any]) -> None:  # type: ignore[misc]
+        self._name = name
+        self._failure = ""
+        self._object: Any = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        logging.basicConfig(level=logging.INFO)
+        try:
+            self._object = build()
+        except Exception as error:
+            logger.exception("%s could not be built", name)
+            self._failure = f"{name} could not be built: {error}"
+            asyncio.get_running_loop().call_later(RETRY_BUILD_S, exit_process, self._failure)
+            return
+        start = getattr(self._object, "start", None)
+        if start is not None:
+            self._keep(asyncio.ensure_future(self._start(start)))
+
+    async def call(self, method: str, arguments: tuple[Any, ...]) -> tuple[bool, Any]:
+        """``(True, answer)`` or ``(False, MantaError)``."""
+        if self._object is None:
+            return False, NotReady(self._failure)
+        if method.startswith("_"):
+            raise AttributeError(method)
+        try:
+            answer = getattr(self._object, method)(*arguments)
+            return True, (await answer if asyncio.iscoroutine(answer) else answer)
+        except MantaError as error:
+            return False, error
+
+    async def pid(self) -> int:
+        return os.getpid()
+
+    async def _start(self, start: Callable[[], Any]) -> None:
+        try:
+            result = start()
+            if asyncio.iscoroutine(result):
+                await result
+        except Exception as error:
+            logger.exception("%s could not start", self._name)
+            exit_process(f"{self._name} could not start: {error}")
+
+    def _keep(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def exit_process(reason: str) -> NoReturn:
+    """End this actor's process at once; Ray starts the next incarnation, replay decides."""
+    logger.error("ending the process: %s", reason)
+    logging.shutdown()
+    os._exit(70)
+
+
+def start_actor(
+    name: str,
+    build: Callable[[], Any],
+    *,
+    environment: dict[str, str] | None = None,
+    label_selector: dict[str, str] | None = None,
+) -> None:
+    """Create the named actor, or leave the one that is there."""
+    try:
+        ray.get_actor(name, namespace=NAMESPACE)
+        return
+    except ValueError:
+        pass
+    options: dict[str, Any] = {
+        "name": name,
+        "namespace": NAMESPACE,
+        "lifetime": "detached",
+        "num_cpus": 0,
+        "max_restarts": -1,
+        "max_task_retries": 0,
+        "max_concurrency": 10_000,
+        "enable_task_events": False,
+    }
+    if environment:
+        options["runtime_env"] = {"env_vars": environment}
+    if label_selector:
+        options["label_selector"] = label_selector
+    ray.remote(Host).options(**options).remote(name, build)
+
+
+def stop_actor(name: str) -> None:
+    """End a named actor for good."""
+    try:
+        ray.kill(ray.get_actor(name, namespace=NAMESPACE), no_restart=True)
+    except ValueError:
+        pass
+
+
+class Caller:
+    """Calls named actors of one workspace by role. Handles are looked up once and kept."""
+
+    def __init__(self, workspace: str) -> None:
+        self._workspace = workspace
+        self._handles: dict[str, ActorHandle] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def call(self, role: str, method: str, *arguments: Any, timeout_s: float = 30.0) -> Any:
+        """The answer of one call.
+
+        Raises the domain's own errors as they are, ``NotReady`` where the call certainly did not
+        run, ``OutcomeUnknown`` where it may have.
+        """
+        handle = self._handle(role)
+        try:
+            reference = handle.call.remote(method, arguments)
+            ok, answer = await asyncio.wait_for(reference, timeout_s)
+        except TimeoutError:
+            raise OutcomeUnknown(f"{role}.{method} did not answer in {timeout_s:g} s") from None
+        except ActorUnavailableError as error:
+            raise OutcomeUnknown(f"{role} is not reachable: {error}") from None
+        except RayActorError as error:
+            self._handles.pop(role, None)
+            raise OutcomeUnknown(f"{role} ended during {method}: {error}") from None
+        except RayError as error:
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, MantaError):
+                raise cause from None
+            raise
+        if ok:
+            return answer
+        raise answer
+
+    def push(self, role: str, method: str, *arguments: Any) -> None:
+        """Call without waiting; a loss is the caller's plan."""
+        try:
+            reference = self._handle(role).call.remote(method, arguments)
+        except MantaError:
+            return
+        task = asyncio.ensure_future(_swallow(reference))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def pid(self, role: str) -> int:
+        """The process id of the actor's present incarnation."""
+        return int(await asyncio.wait_for(self._handle(role).pid.remote(), 30))
+
+    def _handle(self, role: str) -> ActorHandle:
+        handle = self._handles.get(role)
+        if handle is None:
+            name = f"{self._workspace}/{role}"
+            try:
+                handle = ray.get_actor(name, namespace=NAMESPACE)
+            except ValueError:
+                raise NotReady(f"no actor {name} runs on this cluster") from None
+            self._handles[role] = handle
+        return handle
+
+
+async def _swallow(reference: Any) -> None:
+    try:
+        await reference
+    except RayError:
+        logger.info("a push was lost", exc_info=True)
+
+
+def start_cluster(
+    *, num_cpus: int | None = None, dashboard: bool = False, object_store_bytes: int = 200 << 20
+) -> str:
+    """Start Ray on this machine for this process and return its address."""
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    context = ray.init(
+        num_cpus=num_cpus,
+        include_dashboard=dashboard,
+        dashboard_host="127.0.0.1",
+        object_store_memory=object_store_bytes,
+        namespace=NAMESPACE,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+    )
+    return str(context.address_info["address"])
+
+
+def join_cluster(address: str = "auto") -> None:
+    """Connect this process to a running cluster, once."""
+    if not ray.is_initialized():
+        ray.init(
+            address=address,
+            namespace=NAMESPACE,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+
+
+def stop_cluster() -> None:
+    ray.shutdown()

@@ -1,0 +1,149 @@
+"""What an operator may set, as values: parsed and checked once at start, units in the names.
+
+``load`` reads a TOML file; a key that is not known is refused with the names that are. Secrets are
+never in the file: a setting that ends in ``_env`` names the environment variable that holds one.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from manta.errors import InvalidRequest
+
+WORKSPACE_NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
+
+
+@dataclass(frozen=True)
+class EgressSource:
+    """One way out: a relay that takes our mail by SMTP."""
+
+    name: str = "relay"
+    host: str = "127.0.0.1"
+    port: int = 25
+    tls: str = "opportunistic"  # none | opportunistic | required
+    username: str = ""
+    password_env: str = ""
+    ehlo_name: str = "localhost"
+    connections_max: int = 10
+    messages_per_connection: int = 1_000
+    rate_per_s: float = 1_000.0
+    burst: int = 1_000
+
+
+@dataclass(frozen=True)
+class DkimKey:
+    """A signing key: its private part is a PEM file that only the senders read."""
+
+    domain: str
+    selector: str
+    private_key_file: str
+
+
+@dataclass(frozen=True)
+class HttpSettings:
+    host: str = "127.0.0.1"
+    port: int = 8000
+    request_timeout_s: float = 30.0
+    tracking_replicas: int = 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that differs from one installation to the next."""
+
+    workspace: str = "default"
+    root: str = ".manta/data"  # a path, file:///…, or s3://bucket/prefix
+    root_is_shared: bool = False  # a file root that all nodes see, such as NFS
+    shards: int = 2
+    senders: int = 1
+    time_zone: str = "UTC"
+    base_url: str = ""  # of the tracking links; empty: http://<host>:<port>
+    return_path_domain: str = "bounces.localhost"
+    settling_time_h: float = 24.0
+    flush_seconds: float = 60.0
+    flush_bytes: int = 64 << 20
+    shard_memory_limit_bytes: int = 4 << 30
+    egress: tuple[EgressSource, ...] = (EgressSource(),)
+    dkim: tuple[DkimKey, ...] = ()
+    http: HttpSettings = field(default_factory=HttpSettings)
+
+    def __post_init__(self) -> None:
+        if not WORKSPACE_NAME.fullmatch(self.workspace):
+            raise InvalidRequest(
+                f"workspace {self.workspace!r} is not a name",
+                path="workspace",
+                expected="a lower-case letter, then up to 30 letters, digits or hyphens",
+            )
+        if not 1 <= self.shards <= 1024:
+            raise InvalidRequest(f"{self.shards} shards", path="shards", expected="1 to 1,024")
+        if not 1 <= self.senders <= 256:
+            raise InvalidRequest(f"{self.senders} senders", path="senders", expected="1 to 256")
+        if not self.egress:
+            raise InvalidRequest("no way out", path="egress", expected="at least one source")
+
+    @property
+    def public_url(self) -> str:
+        return self.base_url.rstrip("/") or f"http://{self.http.host}:{self.http.port}"
+
+
+def load(path: str | Path) -> Settings:
+    """Settings from a TOML file. Raises ``InvalidRequest`` that names the key."""
+    try:
+        document = tomllib.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise InvalidRequest(f"no settings file {path}", path=str(path)) from None
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidRequest(f"{path} is not TOML: {error}", path=str(path)) from None
+    return parse(document)
+
+
+def parse(document: Mapping[str, Any]) -> Settings:
+    settings = _build(Settings, document, "")
+    assert isinstance(settings, Settings)
+    return settings
+
+
+def _build(kind: type, document: Mapping[str, Any], path: str) -> Any:
+    hints = get_type_hints(kind)
+    known = {f.name for f in fields(kind)}
+    values = {}
+    for key, value in document.items():
+        here = f"{path}.{key}" if path else key
+        if key not in known:
+            near = get_close_matches(key, known, 1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise InvalidRequest(
+                f"unknown setting {here}",
+                path=here,
+                expected=f"{hint}one of {', '.join(sorted(known))}",
+            )
+        values[key] = _convert(hints[key], value, here)
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise InvalidRequest(f"{path or 'settings'}: {error}", path=path) from None
+
+
+def _convert(kind: Any, value: Any, path: str) -> Any:
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list):
+            raise InvalidRequest(f"{path} is not a list", path=path, expected="[[…]] tables")
+        (item, _) = get_args(kind)
+        return tuple(_convert(item, entry, f"{path}[{i}]") for i, entry in enumerate(value))
+    if is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise InvalidRequest(f"{path} is not a table", path=path, expected=f"[{path}]")
+        return _build(kind, value, path)  # type: ignore[arg-type]
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise InvalidRequest(
+            f"{path} is {value!r:.60}", path=path, expected=f"a value of type {kind.__name__}"
+        )
+    return value
