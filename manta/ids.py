@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from random import Random
 from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 BUCKETS = 1 << 16
 _RANDOM_BITS = 47
@@ -37,6 +40,27 @@ def hash64(*parts: str | int | bytes) -> int:
         hasher.update(struct.pack(">I", len(raw)))
         hasher.update(raw)
     return int.from_bytes(hasher.digest(), "big", signed=True)
+
+
+def hash64_each(values: Iterable[str], *parts: str | int | bytes) -> npt.NDArray[np.int64]:
+    """``hash64(*parts, value)`` of every value, at under a microsecond each."""
+    head = b"".join(_framed(part) for part in parts)
+    digests = bytearray()
+    for value in values:
+        raw = value.encode()
+        framed = head + struct.pack(">I", len(raw)) + raw
+        digests += blake2b(framed, digest_size=8).digest()
+    return np.frombuffer(digests, dtype=">i8").astype(np.int64)
+
+
+def _framed(part: str | int | bytes) -> bytes:
+    raw = part if isinstance(part, bytes) else str(part).encode()
+    return struct.pack(">I", len(raw)) + raw
+
+
+def buckets_of_identities(kind: str, values: Iterable[str]) -> npt.NDArray[np.int64]:
+    """``bucket_of_identity`` of many values of one kind."""
+    return hash64_each(values, "identity", kind) & (BUCKETS - 1)
 
 
 def bucket_of_identity(kind: str, value: str) -> int:
