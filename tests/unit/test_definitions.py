@@ -1,0 +1,193 @@
+"""Definitions and campaigns as documents."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from manta import definitions
+from manta.clock import as_text
+from manta.definitions import Defined
+from manta.delivery import directing
+from manta.delivery.campaign import CampaignState
+from manta.errors import Conflict, InvalidRequest, NotFound
+
+NOW = datetime(2026, 5, 1, 12)
+
+
+class Shelf:
+    """Documents in a dictionary: what a journaled singleton reads, and a way to apply changes."""
+
+    def __init__(self) -> None:
+        self.documents: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def get(self, collection: str, id: str) -> dict[str, Any] | None:
+        return self.documents.get((collection, id))
+
+    def list(self, collection: str) -> list[dict[str, Any]]:
+        return [d for (c, _), d in self.documents.items() if c == collection]
+
+    def apply(self, defined: Defined) -> Any:
+        for collection, id, document in defined.changes:
+            if document is None:
+                self.documents.pop((collection, id), None)
+            else:
+                self.documents[collection, id] = document
+        return defined.answer
+
+
+@pytest.fixture
+def shelf() -> Shelf:
+    return Shelf()
+
+
+def test_attributes_keep_their_first_type(shelf: Shelf) -> None:
+    declared = shelf.apply(definitions.declare_attributes(shelf, {"city": "string"}))
+    assert declared == {"city": "string"}
+    both = shelf.apply(definitions.declare_attributes(shelf, {"age": "number", "city": "string"}))
+    assert both == {"age": "number", "city": "string"}
+    assert not definitions.declare_attributes(shelf, {"age": "number"}).changes
+    with pytest.raises(Conflict, match="declared as number"):
+        definitions.declare_attributes(shelf, {"age": "string"})
+
+
+@pytest.mark.parametrize("types", [{"City": "string"}, {"a b": "string"}, {"x": "text"}, {"": ""}])
+def test_a_wrong_attribute_is_refused(shelf: Shelf, types: dict[str, str]) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        definitions.declare_attributes(shelf, types)
+    assert caught.value.path.startswith("attributes.")
+
+
+def test_a_template_gains_versions_and_old_ones_stay(shelf: Shelf) -> None:
+    fields = {"name": "News", "subject": "One", "html": "<p>1</p>", "from_email": "a@example.com"}
+    first = shelf.apply(definitions.save_template(shelf, fields, ["city"], NOW))
+    assert (first["template_id"], first["version"], first["attributes"]) == (1, 1, ["city"])
+    second = shelf.apply(
+        definitions.save_template(shelf, {"id": 1, "subject": "Two", "html": ""}, [], NOW)
+    )
+    assert (second["version"], second["name"]) == (2, "News")
+    assert shelf.get("template_versions", "1:1")["subject"] == "One"  # type: ignore[index]
+    with pytest.raises(NotFound):
+        definitions.save_template(shelf, {"id": 9}, [], NOW)
+    with pytest.raises(InvalidRequest, match="subjekt"):
+        definitions.save_template(shelf, {"name": "x", "subjekt": "y"}, [], NOW)
+
+
+def test_a_segment_is_numbered_and_versioned(shelf: Shelf) -> None:
+    rule = {"all": []}
+    assert shelf.apply(definitions.save_segment(shelf, {"name": "A"}, rule, NOW))["id"] == 1
+    assert shelf.apply(definitions.save_segment(shelf, {"name": "B"}, rule, NOW))["id"] == 2
+    again = shelf.apply(definitions.save_segment(shelf, {"id": 2}, {"any": []}, NOW))
+    assert (again["version"], again["name"], again["rule"]) == (2, "B", {"any": []})
+
+
+@pytest.mark.parametrize("name", ["", "  ", "x" * 201, "a\nb"])
+def test_a_wrong_name_is_refused(shelf: Shelf, name: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        definitions.save_segment(shelf, {"name": name}, {}, NOW)
+    assert caught.value.path == "name"
+
+
+def test_an_api_key_is_shown_once_and_stored_as_a_hash(shelf: Shelf) -> None:
+    shown = shelf.apply(
+        definitions.create_api_key(
+            shelf,
+            "crm",
+            ["events:write"],
+            id="ab12",
+            secret="f" * 64,
+            workspace="default",
+            expires_at=as_text(NOW + timedelta(days=1)),
+            now=NOW,
+        )
+    )
+    workspace, id, secret = definitions.split_api_key(shown["key"])
+    stored = shelf.get("api_keys", id)
+    assert workspace == "default" and stored is not None
+    assert "f" * 64 not in str(stored)
+    assert definitions.api_key_matches(stored, secret, NOW)
+    assert not definitions.api_key_matches(stored, secret[:-1] + "e", NOW)
+    assert not definitions.api_key_matches(stored, secret, NOW + timedelta(days=2))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "manta_a_b", "manta__b_c", "x_a_b_c", "manta_a_b_" + "c" * 300]
+)
+def test_what_is_not_an_api_key_is_not_echoed(text: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        definitions.split_api_key(text)
+    assert not text or text not in str(caught.value)
+
+
+def draft(shelf: Shelf, **fields: Any) -> dict[str, Any]:
+    given = {"name": "May", "segment_id": 1, "template_id": 1} | fields
+    return shelf.apply(directing.create_campaign(shelf, given, NOW))
+
+
+def test_a_campaign_runs_through_its_states(shelf: Shelf) -> None:
+    campaign = draft(shelf)
+    assert (campaign["state"], campaign["policy"]) == ("draft", "hold")
+    later = NOW + timedelta(hours=1)
+    pinned = {"definition": "{}", "template_version": 1}
+    campaign = shelf.apply(directing.schedule(shelf, 1, later, pinned, NOW))
+    assert directing.todo(campaign, 2).start_at == later
+    campaign = shelf.apply(directing.move_to(shelf, 1, CampaignState.RUNNING, later))
+    assert directing.todo(campaign, 2).plan == ((0, 0), (1, 0))
+    part = {"planned": 5, "suppressed": 1, "last_subscriber": 77, "done": False}
+    campaign = shelf.apply(directing.record_planning(shelf, 1, 1, part, later))
+    assert directing.todo(campaign, 2).plan == ((0, 0), (1, 77))
+    for shard in (0, 1):
+        campaign = shelf.apply(
+            directing.record_planning(shelf, 1, shard, part | {"done": True}, later)
+        )
+    assert directing.todo(campaign, 2).watch
+    assert directing.planning_progress(campaign, 2) == {
+        "shards_planned": 2,
+        "shards": 2,
+        "planned": 15,
+        "suppressed": 3,
+    }
+    campaign = shelf.apply(directing.move_to(shelf, 1, CampaignState.PAUSED, later))
+    assert not directing.todo(campaign, 2).watch and directing.todo(campaign, 2).announce
+    campaign = shelf.apply(directing.move_to(shelf, 1, CampaignState.RUNNING, later))
+    campaign = shelf.apply(directing.move_to(shelf, 1, CampaignState.FINISHED, later))
+    assert directing.todo(campaign, 2) == directing.Todo()
+    with pytest.raises(Conflict, match="from finished to running"):
+        directing.move_to(shelf, 1, CampaignState.RUNNING, later)
+    states = [entry["state"] for entry in campaign["history"]]
+    assert states == ["draft", "scheduled", "running", "paused", "running", "finished"]
+
+
+def test_a_repeated_move_is_no_move(shelf: Shelf) -> None:
+    draft(shelf)
+    shelf.apply(directing.move_to(shelf, 1, CampaignState.CANCELLED, NOW))
+    again = directing.move_to(shelf, 1, CampaignState.CANCELLED, NOW)
+    assert not again.changes and again.answer["state"] == "cancelled"
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ({"segment_id": None}, "segment_id"),
+        ({"rule": {"all": []}}, "segment_id"),
+        ({"template_id": None}, "template_id"),
+        ({"policy": "maybe"}, "policy"),
+        ({"kind": "spam"}, "kind"),
+        ({"expires_at": "tomorrow"}, "expires_at"),
+        ({"colour": "red"}, "colour"),
+        ({"name": ""}, "name"),
+    ],
+)
+def test_a_wrong_campaign_names_its_field(shelf: Shelf, fields: dict[str, Any], path: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        draft(shelf, **fields)
+    assert caught.value.path == path
+
+
+def test_a_long_lane_is_shared_and_a_short_one_is_not() -> None:
+    senders = ["sender-00", "sender-01", "sender-02"]
+    assert len(directing.choose_senders("relay", "relay", 10, senders)) == 1
+    assert sorted(directing.choose_senders("relay", "relay", 10_000, senders)) == senders
+    assert directing.choose_senders("relay", "relay", 10, []) == []
