@@ -138,7 +138,7 @@ LEDGER = Table(
         ("domain", "VARCHAR"),  # of the recipient, lower case
         ("priority", "UTINYINT"),  # 0 first
         ("engaged_at", "TIMESTAMP"),  # last human open or click when planned; the engaged go first
-        ("due_at", "TIMESTAMP"),
+        ("due_at", "TIMESTAMP"),  # set exactly while planned
         ("expires_at", "TIMESTAMP"),
         ("attempts", "USMALLINT"),
         ("sender", "VARCHAR"),  # of the present or last lease
@@ -152,6 +152,17 @@ LEDGER = Table(
         ("bounced_at", "TIMESTAMP"),  # a later DSN: a fact of its own, moves no state
     ),
     key=("subscriber_id", "message_key"),
+)
+# Which incarnation of a Sender may still lease, and how long its journal is known to be.
+SENDERS = Table(
+    "senders",
+    (
+        ("sender", "VARCHAR"),
+        ("epoch", "BIGINT"),  # a lease under a lower epoch is refused
+        ("journal_sequence", "BIGINT"),  # the last entry of its journal that it has told us of
+        ("changed_at", "TIMESTAMP"),
+    ),
+    key=("sender",),
 )
 MEMBERSHIPS = Table(
     "memberships",
@@ -180,6 +191,7 @@ TABLES = {
         SUPPRESSIONS,
         EVENTS,
         LEDGER,
+        SENDERS,
         MEMBERSHIPS,
         CAMPAIGNS,
     )
