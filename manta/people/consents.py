@@ -1,0 +1,338 @@
+"""Consent, unsubscription and suppression: who may not be mailed, and since when.
+
+Consent is per person, channel and topic, and mail needs it: no row means no consent. The topic
+``*`` (all topics) only ever says *unsubscribed*: it overrules every other row, and is lifted when
+the person subscribes again by their own act. A suppression is per address, whoever has it.
+
+A withdrawal is told at once to the Senders that hold leased messages of the person
+(``Push(sender, "revoke", …)``). The push is a hint that may be lost; what makes the withdrawal
+certain is the check at lease time, and that an unattempted lease goes back within seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+
+from manta.command import Change, Context, Database, Decision, Op, Push
+from manta.errors import InvalidRequest, NotFound
+from manta.people.history import recorded, rows_of, upserted
+from manta.people.identities import EMAIL, PHONE, compared
+from manta.schema import CONSENTS, SUPPRESSIONS
+
+CHANNELS = ("email", "sms", "push")
+SUBSCRIBED_TO = "subscribed"
+UNSUBSCRIBED = "unsubscribed"
+WAITING = "pending"  # for the confirmation of a double opt-in
+STATUSES = (SUBSCRIBED_TO, UNSUBSCRIBED, WAITING)
+ALL_TOPICS = "*"
+TEXT_LENGTH_MAX = 1_000  # of a source, reason or piece of evidence
+
+
+@dataclass(frozen=True)
+class ConsentChanged:
+    subscriber_id: int
+    changed: int  # consents that are now otherwise; 0: everything stood so before
+
+
+@dataclass(frozen=True)
+class SuppressionChanged:
+    """``subscriber_id``: who has the address. If that person's shard is another one, the same
+    command has to be executed there as well: addresses are checked in the person's shard."""
+
+    changed: bool
+    subscriber_id: int | None
+
+
+@dataclass(frozen=True)
+class SetConsent:
+    """The person's own word, or an operator's on their behalf: it is always taken.
+
+    Subscribing to a topic lifts an earlier ``*``; other topics stay as they were left.
+    """
+
+    key: str | None
+    subscriber_id: int
+    channel: str
+    topic: str
+    status: str
+    source: str
+
+    def decide(self, database: Database, context: Context) -> Decision:
+        _check_word(self.channel, CHANNELS, "channel")
+        _check_word(self.status, STATUSES, "status")
+        _check_text(self.source, "source")
+        _check_text(self.topic, "topic")
+        if self.topic == ALL_TOPICS and self.status != UNSUBSCRIBED:
+            raise InvalidRequest(
+                "consent is given topic by topic", path="topic", expected="the name of one topic"
+            )
+        person = existing(database, self.subscriber_id)
+        old = dict(
+            database.rows(
+                "SELECT topic, status FROM consents WHERE subscriber_id = ? AND channel = ?"
+                " AND topic IN (?, ?)",
+                [person, self.channel, self.topic, ALL_TOPICS],
+            )
+        )
+        changes: list[Change] = []
+        if old.get(self.topic) != self.status:
+            changes += _consent(self, person, self.topic, old.get(self.topic), self.status, context)
+        if self.status != UNSUBSCRIBED and old.get(ALL_TOPICS) == UNSUBSCRIBED:
+            changes += _consent(self, person, ALL_TOPICS, UNSUBSCRIBED, None, context)
+        withdrawn = self.status == UNSUBSCRIBED and bool(changes)
+        pushes = revocations(database, person, self.channel) if withdrawn else ()
+        return Decision(ConsentChanged(person, len(changes) // 2), tuple(changes), pushes)
+
+
+@dataclass(frozen=True)
+class Unsubscribe:
+    """The one-click answer to a message, or a request on a page or by mail.
+
+    Without ``topic`` it holds for all of them, now and later. ``message_key`` says which message
+    was answered; the ``unsubscribed`` event carries its campaign. Asking again changes nothing.
+    """
+
+    key: str | None
+    subscriber_id: int
+    message_key: int | None
+    topic: str | None
+    source: str
+    channel: str = EMAIL
+
+    def decide(self, database: Database, context: Context) -> Decision:
+        _check_word(self.channel, CHANNELS, "channel")
+        _check_text(self.source, "source")
+        person = existing(database, self.subscriber_id)
+        old: dict[str, str] = dict(
+            database.rows(
+                "SELECT topic, status FROM consents WHERE subscriber_id = ? AND channel = ?",
+                [person, self.channel],
+            )
+        )
+        topics = [self.topic] if self.topic is not None else [ALL_TOPICS, *sorted(old)]
+        changes: list[Change] = []
+        for topic in dict.fromkeys(topics):
+            if old.get(topic) != UNSUBSCRIBED:
+                changes += _consent(self, person, topic, old.get(topic), UNSUBSCRIBED, context)
+        answer = ConsentChanged(person, len(changes) // 2)
+        if not changes:
+            return Decision(answer)
+        campaign = None
+        if self.message_key is not None:
+            known = database.rows(
+                "SELECT campaign_id FROM ledger WHERE subscriber_id = ? AND message_key = ?",
+                [person, self.message_key],
+            )
+            campaign = known[0][0] if known else None
+        said = {"channel": self.channel, "topic": self.topic or ALL_TOPICS, "source": self.source}
+        event = recorded(
+            "unsubscribed",
+            pa.array([person], pa.int64()),
+            said,
+            context.now,
+            context.random,
+            campaign_id=campaign,
+            message_key=self.message_key,
+        )
+        return Decision(answer, (*changes, event), revocations(database, person, self.channel))
+
+
+@dataclass(frozen=True)
+class Suppress:
+    """Never send to this address on this channel (until ``expires_at``, if given).
+
+    A standing suppression is not weakened: a later end or none replaces an earlier one, and the
+    first reason stays.
+    """
+
+    key: str | None
+    channel: str
+    address: str
+    reason: str  # hard_bounce | complaint | manual | unsubscribed | ...
+    source: str
+    evidence: str | None = None
+    expires_at: datetime | None = None
+
+    def decide(self, database: Database, context: Context) -> Decision:
+        _check_word(self.channel, CHANNELS, "channel")
+        for name in ("address", "reason", "source"):
+            _check_text(getattr(self, name), name)
+        address = compared(address_kind(self.channel), self.address)
+        person = holder(database, self.channel, address)
+        standing = _standing(database, self.channel, address, context.now)
+        if standing is not None and not _outlives(self.expires_at, standing[1]):
+            return Decision(SuppressionChanged(False, person))
+        reason = self.reason if standing is None else standing[0]
+        change = upserted(
+            "suppressions",
+            1,
+            channel=self.channel,
+            address=address,
+            reason=reason,
+            source=self.source,
+            evidence=self.evidence and self.evidence[:TEXT_LENGTH_MAX],
+            created_at=context.now,
+            expires_at=self.expires_at,
+        )
+        history = _suppression_history(self, person, address, standing, self.reason, context)
+        pushes = revocations(database, person, self.channel, marketing_only=False)
+        return Decision(SuppressionChanged(True, person), (change, *history), pushes)
+
+
+@dataclass(frozen=True)
+class LiftSuppression:
+    """Let mail to the address pass again. Consent is another matter and stays as it is."""
+
+    key: str | None
+    channel: str
+    address: str
+    source: str
+
+    def decide(self, database: Database, context: Context) -> Decision:
+        _check_word(self.channel, CHANNELS, "channel")
+        _check_text(self.source, "source")
+        address = compared(address_kind(self.channel), self.address)
+        person = holder(database, self.channel, address)
+        standing = database.rows(
+            "SELECT reason, expires_at FROM suppressions WHERE channel = ? AND address = ?",
+            [self.channel, address],
+        )
+        if not standing:
+            return Decision(SuppressionChanged(False, person))
+        gone = rows_of("suppressions", 1, channel=self.channel, address=address)
+        history = _suppression_history(self, person, address, standing[0], None, context)
+        return Decision(
+            SuppressionChanged(True, person),
+            (Change(SUPPRESSIONS.name, Op.DELETE, gone), *history),
+        )
+
+
+def existing(database: Database, subscriber_id: int) -> int:
+    """The person with this id, following an alias within the shard. Raises ``NotFound``."""
+    found = database.rows(
+        "SELECT coalesce(a.to_id, n.id), p.subscriber_id IS NOT NULL"
+        " FROM (SELECT ?::BIGINT AS id) n LEFT JOIN aliases a ON a.from_id = n.id"
+        " LEFT JOIN profiles p ON p.subscriber_id = coalesce(a.to_id, n.id)",
+        [subscriber_id],
+    )
+    person, here = found[0]
+    if not here:
+        moved = {} if person == subscriber_id else {"moved_to": person}
+        raise NotFound(f"no person has the id {subscriber_id}", path="subscriber_id", **moved)
+    return int(person)
+
+
+def holder(database: Database, channel: str, address: str) -> int | None:
+    """Who has this address (in its compared form), as far as this shard knows."""
+    found = database.rows(
+        "SELECT subscriber_id FROM identities WHERE kind = ? AND value = ?",
+        [address_kind(channel), address],
+    )
+    return int(found[0][0]) if found else None
+
+
+def address_kind(channel: str) -> str:
+    """The kind of identity that a channel's addresses are."""
+    return {"email": EMAIL, "sms": PHONE}.get(channel, channel)
+
+
+def revocations(
+    database: Database, person: int | None, channel: str, marketing_only: bool = True
+) -> tuple[Push, ...]:
+    """Tell each Sender with leased messages of the person to send none of them unchecked."""
+    if person is None:
+        return ()
+    leased = database.rows(
+        "SELECT sender, message_key FROM ledger WHERE subscriber_id = ? AND channel = ?"
+        " AND state = 'leased' AND (kind = 'marketing' OR NOT ?) ORDER BY sender, message_key",
+        [person, channel, marketing_only],
+    )
+    refs: dict[str, list[tuple[int, int]]] = {}
+    for sender, message_key in leased:
+        refs.setdefault(sender, []).append((person, message_key))
+    return tuple(Push(sender, "revoke", (tuple(held),)) for sender, held in refs.items())
+
+
+def _consent(
+    command: SetConsent | Unsubscribe,
+    person: int,
+    topic: str,
+    old: str | None,
+    new: str | None,
+    context: Context,
+) -> list[Change]:
+    """The change of one consent and its history; ``new`` is ``None`` where a row goes away."""
+    key = {"subscriber_id": person, "channel": command.channel, "topic": topic}
+    if new is None:
+        change = Change(CONSENTS.name, Op.DELETE, rows_of(CONSENTS.name, 1, **key))
+    else:
+        now = context.now
+        change = upserted(
+            CONSENTS.name, 1, **key, status=new, source=command.source, changed_at=now
+        )
+    said = {
+        "channel": command.channel,
+        "topic": topic,
+        "old": old,
+        "new": new,
+        "source": command.source,
+    }
+    people = pa.array([person], pa.int64())
+    return [change, recorded("consent_changed", people, said, context.now, context.random)]
+
+
+def _standing(
+    database: Database, channel: str, address: str, now: datetime
+) -> tuple[str, datetime | None] | None:
+    found = database.rows(
+        "SELECT reason, expires_at FROM suppressions WHERE channel = ? AND address = ?"
+        " AND (expires_at IS NULL OR expires_at > ?)",
+        [channel, address, now],
+    )
+    return (found[0][0], found[0][1]) if found else None
+
+
+def _outlives(end: datetime | None, other: datetime | None) -> bool:
+    return other is not None and (end is None or end > other)
+
+
+def _suppression_history(
+    command: Suppress | LiftSuppression,
+    person: int | None,
+    address: str,
+    old: tuple[Any, ...] | None,
+    new: str | None,
+    context: Context,
+) -> list[Change]:
+    """An event needs a person; the suppression of a stranger's address has its row alone."""
+    if person is None:
+        return []
+    said = {
+        "channel": command.channel,
+        "address": address,
+        "old": old and old[0],
+        "new": new,
+        "source": command.source,
+    }
+    people = pa.array([person], pa.int64())
+    return [recorded("suppression_changed", people, said, context.now, context.random)]
+
+
+def _check_word(value: str, allowed: tuple[str, ...], path: str) -> None:
+    if value not in allowed:
+        raise InvalidRequest(
+            f"{value!r:.40} is not a {path}", path=path, expected=", ".join(allowed)
+        )
+
+
+def _check_text(value: str, path: str) -> None:
+    if not value or len(value) > TEXT_LENGTH_MAX or not value.isprintable():
+        raise InvalidRequest(
+            f"{path} is empty, too long, or holds control characters",
+            path=path,
+            expected=f"1 to {TEXT_LENGTH_MAX} printable characters",
+        )

@@ -1,0 +1,479 @@
+"""Creating and changing people, set-wise: the one way in for imports and for single requests.
+
+``UpsertPeople`` takes a batch of rows and decides over all of them with a handful of SQL
+statements, so that a row costs microseconds. The rules:
+
+- A row names its person by ``subscriber_id``, else by ``email``, else by ``external_id``; the
+  batch must have come to the shard of that name (``identities.route``). A name that nobody has
+  makes a new person, whose id carries the bucket of that name.
+- A null means "not given": what is stored stays. A row that changes nothing writes nothing, so
+  the same file imported twice changes nothing the second time.
+- Rows of one name within the batch count as one, put together as if they had come one by one: for
+  each column the last value given wins.
+- Consent is only ever *added* by a batch: whoever unsubscribed, waits for confirmation or is
+  suppressed stays so. An opt-out in a batch is always taken.
+- An ``external_id`` beside an address is a further identity, owned by the shard of its own hash:
+  it comes back as a claim to be made there (``manta.people.claims``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from manta.command import Change, Context, Database, Decision, Op
+from manta.errors import InvalidRequest
+from manta.ids import BUCKETS, buckets_of_identities
+from manta.people.consents import ALL_TOPICS, STATUSES, SUBSCRIBED_TO, UNSUBSCRIBED
+from manta.people.history import compact_json, recorded, rows_of, same
+from manta.people.identities import CONFIRMED, EMAIL, EXTERNAL_ID, PENDING, compared_each
+from manta.schema import ATTRIBUTE_NAME, ATTRIBUTE_PREFIX
+
+ROWS_MAX = 50_000  # of one command: bounds how long the writer is held (about 10 ms a thousand)
+NAME_COLUMNS = ("subscriber_id", EMAIL, EXTERNAL_ID)
+PLAIN_COLUMNS = ("time_zone", "locale")
+_ADDRESS = r"^[^\x00-\x20\x7f@]+@[a-z0-9.\-]+$"
+
+
+@dataclass(frozen=True)
+class Consent:
+    """A consent that holds for every row of a batch."""
+
+    channel: str
+    topic: str
+    status: str  # of manta.people.consents.STATUSES
+
+    def __post_init__(self) -> None:
+        if self.status not in STATUSES:
+            raise InvalidRequest(
+                f"{self.status!r:.40} is not a consent status",
+                path="consent.status",
+                expected=", ".join(STATUSES),
+            )
+
+
+@dataclass(frozen=True)
+class Upserted:
+    """What became of a batch. Counts are of people, except ``duplicates``: rows merged away."""
+
+    created: int
+    updated: int
+    unchanged: int
+    duplicates: int
+    consented: int  # consents written
+    withheld: int  # consents not written: unsubscribed, waiting for confirmation, or suppressed
+    ids: pa.Array  # the subscriber id of every row given; null where nothing was done
+    elsewhere: tuple[tuple[int, int], ...] = ()  # (row, subscriber id): lives in another shard
+    unknown: tuple[int, ...] = ()  # rows with a subscriber id that nobody has
+    busy: tuple[int, ...] = ()  # rows whose address is being claimed: try again
+    claims: pa.Table | None = None  # kind, value, subscriber_id: to be claimed in their shards
+
+
+@dataclass(frozen=True)
+class UpsertPeople:
+    """Create or change the people of ``rows``; ``source`` says who asked, for the history.
+
+    Columns: ``subscriber_id``, ``email`` (normalised), ``external_id``, ``time_zone``, ``locale``,
+    ``attr_…``; any may be absent. Raises ``InvalidRequest`` for a column that is not declared or
+    has the wrong type, for more than ``ROWS_MAX`` rows, and for a row without a name.
+    """
+
+    key: str | None
+    rows: pa.Table
+    source: str
+    consent: Consent | None = None
+
+    def decide(self, database: Database, context: Context) -> Decision:
+        fields, rows = _checked(self.rows, database)
+        named, groups = _merged(_named(rows), fields, database)
+        found = _resolved(named, database)
+        here = pc.and_(found["here"], pc.invert(found["busy"])).combine_chunks()
+        absent = found["found"].combine_chunks().is_null()
+        created = named.filter(absent)
+        new_ids = _minted(created, database, context)
+        known = named.filter(here).append_column("person", found["found"].filter(here))
+        changes: list[Change] = []
+        if created.num_rows:
+            changes += self._creation(created, new_ids, fields, database, context)
+        changed = self._changed(known, fields, database) if known.num_rows else None
+        if changed is not None and changed.num_rows:
+            changes += self._change(changed, fields, context)
+        people = pa.table(
+            {
+                "person": pa.concat_arrays([new_ids, known["person"].combine_chunks()]),
+                "email": pa.concat_arrays(
+                    [created["email"].combine_chunks(), pa.nulls(known.num_rows, pa.string())]
+                ),
+            }
+        )
+        consents, withheld = self._consents(people, database, context)
+        changes += consents
+        updated = 0 if changed is None else changed.num_rows
+        ids = _placed(named.num_rows, absent, new_ids, here, known["person"].combine_chunks())
+        answer = Upserted(
+            created=created.num_rows,
+            updated=updated,
+            unchanged=known.num_rows - updated,
+            duplicates=rows.num_rows - named.num_rows,
+            consented=consents[0].rows.num_rows if consents else 0,
+            withheld=withheld,
+            ids=ids.take(groups),
+            **_left_over(named, found),
+            claims=_claims(named, ids, database),
+        )
+        return Decision(answer, tuple(changes))
+
+    def _creation(
+        self,
+        created: pa.Table,
+        ids: pa.Array,
+        fields: dict[str, str],
+        database: Database,
+        context: Context,
+    ) -> list[Change]:
+        count, now = created.num_rows, context.now
+        columns: dict[str, Any] = {
+            "subscriber_id": ids,
+            "email": created["email"],
+            "created_at": same(now, count, pa.timestamp("us")),
+            "updated_at": same(now, count, pa.timestamp("us")),
+        }
+        columns |= {name: created[name] for name in fields}
+        shown = ", ".join(f"'{name}': {name}" for name in ["email", *fields])
+        properties = database.table(
+            f"SELECT json_object('source', ?::VARCHAR, 'new', json_merge_patch('{{}}',"
+            f" to_json({{{shown}}})))::VARCHAR AS properties FROM created ORDER BY n",
+            [self.source],
+            created=created,
+        )["properties"]
+        identities = rows_of(
+            "identities",
+            count,
+            kind=created["kind"],
+            value=created["value"],
+            subscriber_id=ids,
+            state=CONFIRMED,
+            claimed_at=now,
+        )
+        return [
+            Change("profiles", Op.UPSERT, pa.table(columns)),
+            Change("identities", Op.UPSERT, identities),
+            recorded("profile_created", ids, properties, now, context.random),
+        ]
+
+    def _changed(
+        self, known: pa.Table, fields: dict[str, str], database: Database
+    ) -> pa.Table | None:
+        """Of the known people those that the rows change: new values, and the history of it."""
+        if not fields:
+            return None
+        differs = {
+            name: f"(k.{name} IS NOT NULL AND k.{name} IS DISTINCT FROM {stored})"
+            for name, stored in fields.items()
+        }
+        new = ", ".join(f"'{n}': CASE WHEN {d} THEN k.{n} END" for n, d in differs.items())
+        old = ", ".join(f"'{n}': CASE WHEN {d} THEN {fields[n]} END" for n, d in differs.items())
+        values = ", ".join(f"coalesce(k.{n}, {stored}) AS {n}" for n, stored in fields.items())
+        return database.table(
+            f"SELECT p.subscriber_id, {values}, json_object('source', ?::VARCHAR,"
+            f" 'old', json_merge_patch('{{}}', to_json({{{old}}})),"
+            f" 'new', json_merge_patch('{{}}', to_json({{{new}}})))::VARCHAR AS properties"
+            " FROM known k JOIN profiles p ON p.subscriber_id = k.person"
+            f" WHERE {' OR '.join(differs.values())} ORDER BY k.n",
+            [self.source],
+            known=known,
+        )
+
+    def _change(self, changed: pa.Table, fields: dict[str, str], context: Context) -> list[Change]:
+        rows = changed.select(["subscriber_id", *fields]).append_column(
+            "updated_at", same(context.now, changed.num_rows, pa.timestamp("us"))
+        )
+        ids = changed["subscriber_id"].combine_chunks()
+        properties = changed["properties"]
+        return [
+            Change("profiles", Op.UPSERT, rows),
+            recorded("profile_changed", ids, properties, context.now, context.random),
+        ]
+
+    def _consents(
+        self, people: pa.Table, database: Database, context: Context
+    ) -> tuple[list[Change], int]:
+        if self.consent is None or people.num_rows == 0:
+            return [], 0
+        consent, now = self.consent, context.now
+        optout = consent.status == UNSUBSCRIBED
+        wanted = database.table(
+            _WANTED_OPTOUT if optout else _WANTED,
+            [consent.channel, consent.topic]
+            if optout
+            else [consent.channel, consent.topic, consent.channel, consent.channel, now],
+            wanted=people,
+        )
+        ids = wanted.filter(wanted["allowed"])["person"].combine_chunks()
+        withheld = pc.sum(pc.cast(wanted["withheld"], pa.int64())).as_py() or 0
+        old = wanted.filter(wanted["allowed"])["old"].combine_chunks()
+        if len(ids) == 0:
+            return [], withheld
+        rows = rows_of(
+            "consents",
+            len(ids),
+            subscriber_id=ids,
+            channel=consent.channel,
+            topic=consent.topic,
+            status=consent.status,
+            source=self.source,
+            changed_at=now,
+        )
+        properties = _consent_history(old, consent, self.source)
+        return [
+            Change("consents", Op.UPSERT, rows),
+            recorded("consent_changed", ids, properties, now, context.random),
+        ], withheld
+
+
+_WANTED = f"""
+SELECT w.person, c.status AS old,
+  c.status IS NULL AND g.status IS DISTINCT FROM '{UNSUBSCRIBED}' AND s.address IS NULL AS allowed,
+  NOT allowed AND c.status IS DISTINCT FROM '{SUBSCRIBED_TO}' AS withheld
+FROM wanted w
+LEFT JOIN consents c ON c.subscriber_id = w.person AND c.channel = ? AND c.topic = ?
+LEFT JOIN consents g ON g.subscriber_id = w.person AND g.channel = ? AND g.topic = '{ALL_TOPICS}'
+LEFT JOIN profiles p ON p.subscriber_id = w.person AND w.email IS NULL
+LEFT JOIN suppressions s ON s.channel = ? AND s.address = lower(coalesce(w.email, p.email))
+  AND (s.expires_at IS NULL OR s.expires_at > ?)
+ORDER BY w.person
+"""
+_WANTED_OPTOUT = f"""
+SELECT w.person, c.status AS old, c.status IS DISTINCT FROM '{UNSUBSCRIBED}' AS allowed,
+  false AS withheld
+FROM wanted w
+LEFT JOIN consents c ON c.subscriber_id = w.person AND c.channel = ? AND c.topic = ?
+ORDER BY w.person
+"""
+
+
+def _consent_history(old: pa.Array, consent: Consent, source: str) -> pa.Array:
+    """Few texts, since the old status is one of few words."""
+    words = old.dictionary_encode(null_encoding="encode")
+    texts = [
+        compact_json(
+            {
+                "channel": consent.channel,
+                "topic": consent.topic,
+                "old": word,
+                "new": consent.status,
+                "source": source,
+            }
+        )
+        for word in words.dictionary.to_pylist()
+    ]
+    return pa.array(texts, pa.string()).take(words.indices)
+
+
+def _checked(rows: pa.Table, database: Database) -> tuple[dict[str, str], pa.Table]:
+    """The value columns, each with the SQL of what is stored, and the rows in profile types.
+
+    An attribute that the profile does not have yet is stored as NULL; writing it adds the column.
+    """
+    if rows.num_rows > ROWS_MAX:
+        raise InvalidRequest(
+            f"{rows.num_rows} rows in one batch", path="rows", expected=f"at most {ROWS_MAX}"
+        )
+    profile = database.table("SELECT * FROM profiles LIMIT 0").schema
+    columns: dict[str, pa.Array] = {}
+    fields: dict[str, str] = {}
+    for name in rows.column_names:
+        known = name in profile.names
+        if name in NAME_COLUMNS or name in PLAIN_COLUMNS or (known and _is_attribute(name)):
+            kind = profile.field(name).type if known else pa.string()
+        elif _is_attribute(name):
+            kind = rows.schema.field(name).type
+            if pa.types.is_null(kind):
+                continue  # nothing but nulls in an attribute that nobody has
+        else:
+            raise InvalidRequest(
+                f"people have no column {name!r:.80}",
+                path=f"rows.{name:.80}",
+                expected="an attribute as attr_<name>, or one of "
+                + ", ".join((*NAME_COLUMNS, *PLAIN_COLUMNS)),
+            )
+        columns[name] = _cast(rows[name], name, kind)
+        if name not in NAME_COLUMNS:
+            fields[name] = f"p.{name}" if known else "NULL"
+    for name in NAME_COLUMNS:
+        missing = pa.nulls(rows.num_rows, pa.int64() if name == "subscriber_id" else pa.string())
+        columns.setdefault(name, missing)
+    _check_names(columns)
+    return fields, pa.table(columns)
+
+
+def _is_attribute(name: str) -> bool:
+    return name.startswith(ATTRIBUTE_PREFIX) and bool(
+        ATTRIBUTE_NAME.fullmatch(name.removeprefix(ATTRIBUTE_PREFIX))
+    )
+
+
+def _cast(column: pa.ChunkedArray, name: str, kind: pa.DataType) -> pa.Array:
+    try:
+        array = column.cast(kind).combine_chunks()
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise InvalidRequest(
+            f"column {name} does not fit: {error!s:.200}", path=f"rows.{name}", expected=str(kind)
+        ) from None
+    return pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
+
+
+def _check_names(columns: dict[str, pa.Array]) -> None:
+    email, external = columns[EMAIL], columns[EXTERNAL_ID]
+    if pc.any(pc.invert(pc.match_substring_regex(email, _ADDRESS))).as_py():
+        raise InvalidRequest(
+            "a row has an address that was not normalised", path="rows.email", expected="addresses"
+        )
+    named = pc.or_(
+        pc.or_(email.is_valid(), external.is_valid()), columns[NAME_COLUMNS[0]].is_valid()
+    )
+    if not pc.all(named, min_count=0).as_py():
+        raise InvalidRequest("a row names nobody", path="rows", expected=" or ".join(NAME_COLUMNS))
+
+
+def _named(rows: pa.Table) -> pa.Table:
+    """With ``n`` (place in the batch), ``kind`` and ``value`` (the name in its compared form)."""
+    by_id = rows["subscriber_id"].is_valid()
+    by_email = pc.and_not(rows[EMAIL].is_valid(), by_id)
+    value = pc.if_else(
+        by_email,
+        compared_each(EMAIL, rows[EMAIL].combine_chunks()),
+        compared_each(EXTERNAL_ID, rows[EXTERNAL_ID].combine_chunks()),
+    )
+    kind = pc.if_else(by_email, EMAIL, EXTERNAL_ID)
+    nothing = pa.scalar(None, pa.string())
+    return (
+        rows.append_column("n", pa.array(np.arange(rows.num_rows)))
+        .append_column("kind", pc.if_else(by_id, nothing, kind))
+        .append_column("value", pc.if_else(by_id, nothing, value))
+    )
+
+
+def _merged(
+    rows: pa.Table, fields: dict[str, str], database: Database
+) -> tuple[pa.Table, pa.Array]:
+    """One row for each name, in order of first appearance; and for each row given its group."""
+    ids = pc.cast(rows["subscriber_id"], pa.string())
+    names = pc.coalesce(
+        ids, pc.binary_join_element_wise(rows["kind"], rows["value"], "\x00")
+    ).combine_chunks()
+    groups = names.dictionary_encode()
+    if len(groups.dictionary) == rows.num_rows:
+        return rows, groups.indices
+    last = ", ".join(f"arg_max({name}, n) AS {name}" for name in [EXTERNAL_ID, *fields])
+    merged = database.table(
+        "SELECT min(n) AS n, any_value(subscriber_id) AS subscriber_id, arg_min(email, n) AS email,"
+        f" any_value(kind) AS kind, any_value(value) AS value, {last}"
+        " FROM given GROUP BY name ORDER BY n",
+        given=rows.append_column("name", names),
+    )
+    return merged, groups.indices
+
+
+def _resolved(named: pa.Table, database: Database) -> pa.Table:
+    """For each row: ``found`` (subscriber id or null), ``here`` (has its profile), ``busy``."""
+    return database.table(
+        "SELECT coalesce(n.subscriber_id, d.subscriber_id) AS found,"
+        " p.subscriber_id IS NOT NULL AS here,"
+        f" coalesce(d.state = '{PENDING}', false) AS busy"
+        " FROM named n LEFT JOIN identities d ON d.kind = n.kind AND d.value = n.value"
+        " LEFT JOIN profiles p ON p.subscriber_id = coalesce(n.subscriber_id, d.subscriber_id)"
+        " ORDER BY n.n",
+        named=named.select(["n", "subscriber_id", "kind", "value"]),
+    )
+
+
+def _minted(created: pa.Table, database: Database, context: Context) -> pa.Array:
+    """A fresh id for each new person: the bucket of the name above 47 random bits."""
+    count = created.num_rows
+    if count == 0:
+        return pa.array([], pa.int64())
+    buckets = np.zeros(count, np.int64)
+    for kind in (EMAIL, EXTERNAL_ID):
+        chosen = pc.equal(created["kind"], kind).to_numpy()
+        if chosen.any():
+            values = created["value"].filter(pa.array(chosen)).to_pylist()
+            buckets[chosen] = buckets_of_identities(kind, values)
+    ids = buckets << 47 | _random47(count, context)
+    while True:
+        taken = database.rows(
+            "SELECT n FROM minted m WHERE id IN (SELECT subscriber_id FROM profiles) OR id = 0"
+            " OR n > (SELECT min(n) FROM minted o WHERE o.id = m.id)",
+            minted=pa.table({"n": np.arange(count), "id": ids}),
+        )
+        if not taken:
+            return pa.array(ids)
+        again = np.array([n for (n,) in taken])
+        ids[again] = buckets[again] << 47 | _random47(len(again), context)
+
+
+def _random47(count: int, context: Context) -> np.ndarray[Any, np.dtype[np.int64]]:
+    bits = np.frombuffer(context.random.randbytes(8 * count), np.uint64) >> np.uint64(17)
+    return bits.astype(np.int64)
+
+
+def _placed(count: int, *parts: pa.Array) -> pa.Array:
+    """A column with the values of each (mask, values) pair in the places of the mask."""
+    column, valid = np.zeros(count, np.int64), np.zeros(count, bool)
+    for mask, values in zip(parts[::2], parts[1::2], strict=True):
+        chosen = mask.to_numpy(zero_copy_only=False)
+        column[chosen] = values.to_numpy()
+        valid |= chosen
+    return pa.array(column, mask=~valid)
+
+
+def _left_over(named: pa.Table, found: pa.Table) -> dict[str, Any]:
+    """The rows with which nothing was done, and why."""
+    if pc.all(
+        pc.and_(pc.or_(found["here"], found["found"].is_null()), pc.invert(found["busy"]))
+    ).as_py() in (True, None):
+        return {}
+    elsewhere, unknown, busy = [], [], []
+    columns = zip(
+        named["n"].to_pylist(), named["kind"].to_pylist(), *found.to_pydict().values(), strict=True
+    )
+    for n, kind, person, here, claimed in columns:
+        if claimed:
+            busy.append(n)
+        elif person is not None and not here:
+            if kind is None:
+                unknown.append(n)
+            else:
+                elsewhere.append((n, person))
+    return {"elsewhere": tuple(elsewhere), "unknown": tuple(unknown), "busy": tuple(busy)}
+
+
+def _claims(named: pa.Table, ids: pa.Array, database: Database) -> pa.Table | None:
+    """Further identities of these rows that this shard does not yet know to be theirs."""
+    further = pc.and_(
+        pc.and_(named[EXTERNAL_ID].is_valid(), ids.is_valid()),
+        pc.or_kleene(named["kind"].is_null(), pc.not_equal(named["kind"], EXTERNAL_ID)),
+    )
+    if not pc.any(further).as_py():
+        return None
+    rows = named.filter(further)
+    claims = pa.table(
+        {
+            "kind": same(EXTERNAL_ID, rows.num_rows, pa.string()),
+            "value": compared_each(EXTERNAL_ID, rows[EXTERNAL_ID].combine_chunks()),
+            "subscriber_id": ids.filter(further.combine_chunks()),
+        }
+    )
+    unknown = database.table(
+        "SELECT c.* FROM claims c ANTI JOIN identities d ON d.kind = c.kind AND d.value = c.value"
+        f" AND d.subscriber_id = c.subscriber_id AND d.state = '{CONFIRMED}'",
+        claims=claims,
+    )
+    return unknown if unknown.num_rows else None
+
+
+assert BUCKETS << 47 == 1 << 63  # an id fills 63 bits exactly
