@@ -35,9 +35,9 @@ from manta.errors import (
     InvalidRequest,
     MantaError,
     OutcomeUnknown,
-    StoreUnavailable,
 )
-from manta.store.objects import AlreadyExists, ObjectStore, check_path
+from manta.store.objects import ObjectStore, check_path
+from manta.store.settle import UNDECIDED_S, put_settled
 
 FORMAT_VERSION = 1
 BODY_BYTES_MAX = 256 << 20
@@ -46,8 +46,6 @@ _MAGIC = b"MNTJ"
 # magic, format version, kind, length of owner, epoch, sequence, writer nonce, length of body
 _HEADER = struct.Struct(">4sHBBQQ16sQ")
 _DIGEST_BYTES = 16
-_PAUSE_FIRST_S = 0.05
-_PAUSE_MAX_S = 1.0
 
 
 class Kind(IntEnum):
@@ -144,7 +142,7 @@ class Journal:
         nonce: bytes,
         clock: Clock,
         *,
-        undecided_s: float = 10.0,
+        undecided_s: float = UNDECIDED_S,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         if len(nonce) != 16 or len(owner.encode()) > OWNER_BYTES_MAX:
@@ -301,45 +299,23 @@ class Journal:
             self._kinds.pop(sequence, None)
         return len(doomed)
 
-    # -- one write, to a definite end ---------------------------------------------------------
+    # -- the end of one write -----------------------------------------------------------------
 
     def _store(self, entry: Entry) -> Entry | None:
-        """Put the entry until it is certain whose the number is: ``None`` ours, else the other's.
-
-        Raises ``StoreUnavailable`` only while no try of this entry can have been stored.
-        """
-        path = self.path(entry.sequence)
-        data = encode_entry(entry, self._folder)
-        deadline = self._clock.monotonic() + self._undecided_s
-        pause_s = _PAUSE_FIRST_S
-        doubtful = False
-        while True:
-            try:
-                self._objects.put_if_absent(path, data)
-                break
-            except (AlreadyExists, OutcomeUnknown):
-                doubtful = True
-            except StoreUnavailable:
-                if not doubtful:
-                    raise
-            try:
-                found = self._objects.get(path)
-            except StoreUnavailable:
-                found = None
-            if found == data:
-                break
-            if found is not None:
-                return self._other(found, entry)
-            if self._clock.monotonic() >= deadline:
-                self._close(
-                    OutcomeUnknown(
-                        f"{path}: neither stored nor refused within {self._undecided_s:g} s; "
-                        "retry with the same key",
-                        object=path,
-                    )
-                )
-            self._sleep(pause_s)
-            pause_s = min(pause_s * 2, _PAUSE_MAX_S)
+        """Put the entry and settle whose the number is: ``None`` ours, else the other's entry."""
+        try:
+            found = put_settled(
+                self._objects,
+                self.path(entry.sequence),
+                encode_entry(entry, self._folder),
+                self._clock,
+                undecided_s=self._undecided_s,
+                sleep=self._sleep,
+            )
+        except OutcomeUnknown as fault:
+            self._close(fault)
+        if found is not None:
+            return self._other(found, entry)
         self._kinds[entry.sequence] = entry.kind
         return None
 
