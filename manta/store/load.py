@@ -1,0 +1,116 @@
+"""Filling the database and the key memory from the files of a manifest.
+
+Files are read where they lie when the store is local, else fetched into a scratch folder first.
+A file that is gone, torn or of another format is ``Damaged`` and named.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from manta.errors import Damaged, IncompatibleFormat
+from manta.schema import EVENTS, TABLES
+from manta.store.database import ShardDatabase
+from manta.store.flush import DELETED, FORMAT_VERSION, HOT, KEYS
+from manta.store.keys import KeyMemory
+from manta.store.manifest import FileEntry, Manifest
+from manta.store.objects import ObjectStore
+
+_FETCHES_MAX = 8
+
+
+def load_files(
+    objects: ObjectStore,
+    manifest: Manifest,
+    database: ShardDatabase,
+    keys: KeyMemory,
+    hot_since: datetime,
+) -> None:
+    """State as of ``manifest.journal_sequence``; of the events those since ``hot_since``."""
+    for table, files in manifest.files.items():
+        if table == EVENTS.name:
+            kept = [f for f in files if f.kind == HOT and (f.max_time or hot_since) >= hot_since]
+            where, params = "occurred_at >= ?", [hot_since]
+        else:
+            kept, where, params = list(files), f"NOT {DELETED}", []
+        if not kept:
+            continue
+        with local_files(objects, kept) as paths:
+            if table == KEYS:
+                _load_keys(paths, keys)
+            elif table in TABLES:
+                _load_table(database, table, paths, where, params)
+
+
+@contextmanager
+def local_files(objects: ObjectStore, files: Sequence[FileEntry]) -> Iterator[list[str]]:
+    """The files as local paths for the time of the block, checked for their format."""
+    with tempfile.TemporaryDirectory(prefix="manta-") as scratch:
+
+        def find(numbered: tuple[int, FileEntry]) -> str:
+            index, file = numbered
+            path = objects.local_path(file.path)
+            if path is None:
+                path = str(Path(scratch) / f"{index:05d}.parquet")
+                if not objects.fetch(file.path, path):
+                    path = ""
+            _check(file, path)
+            return path
+
+        with ThreadPoolExecutor(_FETCHES_MAX) as pool:
+            yield list(pool.map(find, enumerate(files)))
+
+
+def _check(file: FileEntry, path: str) -> None:
+    try:
+        metadata = pq.read_metadata(path).metadata or {} if path else {}
+    except (OSError, pa.ArrowException) as error:
+        raise Damaged(
+            f"lake file {file.path} cannot be read: {str(error)[:200]}", object=file.path
+        ) from error
+    if not path:
+        raise Damaged(f"lake file {file.path} is missing", object=file.path)
+    version = metadata.get(b"manta.format", b"").decode()
+    if version != str(FORMAT_VERSION):
+        raise IncompatibleFormat(
+            f"lake file {file.path} has format {version or 'none'}; "
+            f"this release reads {FORMAT_VERSION}",
+            object=file.path,
+        )
+
+
+def _load_table(
+    database: ShardDatabase,
+    table: str,
+    paths: list[str],
+    where: str,
+    params: Sequence[datetime],
+) -> None:
+    try:
+        database.load_files(table, paths, where, params)
+    except (duckdb.IOException, duckdb.InvalidInputException, duckdb.ConstraintException) as error:
+        raise Damaged(
+            f"the files of {table} cannot be loaded: {str(error)[:300]}", object=paths[0]
+        ) from error
+
+
+def _load_keys(paths: Sequence[str], keys: KeyMemory) -> None:
+    for path in paths:
+        rows = pq.read_table(path)
+        for day in rows.column("day").unique():
+            of_day = rows.filter(pa.compute.equal(rows.column("day"), day))
+            keys.add_array(of_day.column("hash").to_numpy(), day.as_py())
+
+
+def hot_since(now: datetime, days: int) -> datetime:
+    """Events before this instant live in the lake only."""
+    return now - timedelta(days=days)
