@@ -101,7 +101,7 @@ class Mailboxes:
         return Mail(*row) if row else None
 
     def page(self, query: str, before: int | None, limit: int) -> list[tuple[Mail, list[str]]]:
-        """Newest first, each with what its person did; ``query`` is part of recipient or subject."""
+        """Newest first, each with its acts; ``query`` is part of the recipient or subject."""
         pattern = "%" + query.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
         with closing(
             self._database.execute(
