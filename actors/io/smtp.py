@@ -87,7 +87,9 @@ class SmtpConnector:
         except TimeoutError as fault:
             return _no_connection(0, str(fault) or f"not open within {self._limits.open_s:g} s")
         except (aiosmtplib.SMTPException, OSError, ValueError) as fault:
-            return _no_connection(0, str(fault) or type(fault).__name__)
+            # aiosmtplib was given a socket and does not know the port.
+            text = str(fault).replace(" on port None", f" on port {self.source.port}")
+            return _no_connection(0, text or type(fault).__name__)
 
     async def _open(self, encrypt: bool) -> SmtpConnection:
         source, limits = self.source, self._limits
@@ -105,9 +107,7 @@ class SmtpConnector:
             if encrypt and source.tls != "implicit":
                 await self._start_tls(client)
             if source.username:
-                if source.tls != "none" and not client.get_transport_info("sslcontext"):
-                    raise aiosmtplib.SMTPException("no encryption, so the password is not sent")
-                await client.login(source.username, self._password, timeout=limits.ehlo_s)
+                await self._authenticate(client)
             return _take_over(client, source.messages_per_connection, limits)
         except BaseException:
             client.close()
@@ -123,6 +123,23 @@ class SmtpConnector:
                 raise
             return  # offered and then refused (454): the connection still stands in clear text
         await _greet(client, self._limits.ehlo_s)  # RFC 3207 §4.2: what was said before is void
+
+    async def _authenticate(self, client: aiosmtplib.SMTP) -> None:
+        """AUTH with one method only: trying a refused password again gets accounts locked."""
+        if self.source.tls != "none" and not client.get_transport_info("sslcontext"):
+            raise aiosmtplib.SMTPException("no encryption, so the password is not sent")
+        methods = {
+            "plain": client.auth_plain,
+            "login": client.auth_login,
+            "cram-md5": client.auth_crammd5,
+        }
+        for name, method in methods.items():
+            if name in client.server_auth_methods:
+                await method(self.source.username, self._password, timeout=self._limits.ehlo_s)
+                return
+        raise aiosmtplib.SMTPException(
+            "the server offers none of AUTH " + ", ".join(methods).upper()
+        )
 
 
 async def _connected_socket(host: str, port: int, timeout_s: float) -> socket.socket:
