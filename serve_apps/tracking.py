@@ -1,0 +1,264 @@
+"""Tracking: opens, clicks and unsubscribes, over the signed links in mails.
+
+Plain ASGI in one hop, since this is the busiest door: a request is one signature check, one place
+in the batch of its shard (``gather``) and, once that batch is committed, one answer. What is
+answered is therefore stored. The one exception is in the person's favour: a click whose batch is
+full or not stored within ``CLICK_PATIENCE_S`` goes to its page all the same.
+
+- A link leads only where its own signed token says: there is no open redirect. A forged, altered
+  or truncated token is a 404 page.
+- ``GET /u/…`` shows a form and changes nothing; only ``POST`` unsubscribes (RFC 8058 §3.1), without
+  cookie and without redirect. It is a command of its own with the message as its key.
+- ``HEAD`` tells what ``GET`` would and counts nothing; a prefetch, which is not yet a person's act,
+  is refused with 503, so that the browser asks again when the person does click.
+
+Header lists are made anew for each answer: the server appends to the list that it is given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import quote
+
+from actors.handles import Handles
+from manta.content.tokens import Payload, TokenKind
+from manta.content.unsubscribe import is_one_click
+from manta.errors import MantaError, NotFound, Overloaded
+from manta.ids import encode_id
+from manta.people.consents import Unsubscribe
+from serve_apps import landing
+from serve_apps.gather import Gatherer
+from serve_apps.hits import Hit
+from serve_apps.limits import (
+    BODY_TIME_S,
+    CALL_DEADLINE_S,
+    FORM_BYTES_MAX,
+    ClientGone,
+    Receive,
+    Scope,
+    Send,
+    read_body,
+)
+from serve_apps.links import LinkKeys
+from serve_apps.problems import RETRY_AFTER_S, TooLarge
+
+CLICK_PATIENCE_S = 2.0
+USER_AGENT_LENGTH_MAX = 256
+HIT_OVERHEAD_BYTES = 64
+TOPICS_KEPT_MAX = 1_000
+# 1×1 and transparent: the smallest GIF that every mail program draws.
+PIXEL = bytes.fromhex(
+    "47494638396101000100800000000000ffffff21f90401000000002c00000000010001000002024401003b"
+)
+
+_START = "http.response.start"
+_NO_STORE = (b"cache-control", b"no-store, max-age=0")
+_RETRY_AFTER = (b"retry-after", str(RETRY_AFTER_S).encode())
+_PIXEL_HEADERS = (
+    (b"content-type", b"image/gif"),
+    (b"content-length", str(len(PIXEL)).encode()),
+    _NO_STORE,
+)
+_PIXEL_BODY = {"type": "http.response.body", "body": PIXEL}
+_NO_BODY = {"type": "http.response.body", "body": b""}
+_REDIRECT_HEADERS = ((b"content-length", b"0"), _NO_STORE, (b"referrer-policy", b"no-referrer"))
+_PAGE_HEADERS = (
+    (b"content-type", b"text/html; charset=utf-8"),
+    _NO_STORE,
+    (b"content-security-policy", landing.CONTENT_SECURITY_POLICY.encode()),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+)
+_PURPOSE = (b"sec-purpose", b"purpose", b"x-purpose", b"x-moz")
+_URL_SAFE = "%/:?#[]@!$&'()*+,;=-._~"
+_ROBOTS = b"User-agent: *\nDisallow: /\n"
+# This app stands at the root, so it is also the front door to the others.
+_DOORS = {"/": b"/console/", "/docs": b"/v1/docs", "/openapi.json": b"/v1/openapi.json"}
+_TRACKS = {"/o/": TokenKind.OPEN, "/c/": TokenKind.CLICK, "/u/": TokenKind.UNSUBSCRIBE}
+
+Headers = Iterable[tuple[bytes, bytes]]
+logger = logging.getLogger("manta.http")
+
+
+class Tracking:
+    """The ASGI app: ``hits`` gathers what is counted, ``keys`` verifies links."""
+
+    def __init__(self, handles: Handles, keys: LinkKeys, hits: Gatherer[Hit]) -> None:
+        self._shards = handles.shards
+        self._director = handles.director
+        self._clock = handles.clock
+        self._keys = keys
+        self._hits = hits
+        self._topics: OrderedDict[int, str | None] = OrderedDict()
+        self._storing: set[asyncio.Task[Any]] = set()
+        self.clicks_not_stored = 0  # answered all the same
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._lifespan(receive, send)
+            return
+        path, method = scope["path"], scope["method"]
+        kind = _TRACKS.get(path[:3])
+        try:
+            if kind is None:
+                await _elsewhere(path, method, send)
+            elif method == "POST" and kind is TokenKind.UNSUBSCRIBE:
+                await self._unsubscribe(path[3:], scope, receive, send)
+            elif method not in ("GET", "HEAD"):
+                allow = b"GET, HEAD, POST" if kind is TokenKind.UNSUBSCRIBE else b"GET, HEAD"
+                await _send_page(send, 405, landing.NOTHING_HERE, (b"allow", allow))
+            else:
+                await self._read(kind, path[3:], method == "HEAD", scope["headers"], send)
+        except NotFound:
+            await _send_page(send, 404, landing.NOT_VALID, head=method == "HEAD")
+        except MantaError as error:
+            logger.warning("%s is refused: %s", path[:3], error)
+            await _send_page(send, 503, landing.TRY_AGAIN, _RETRY_AFTER, head=method == "HEAD")
+
+    async def _read(
+        self, kind: TokenKind, token: str, head: bool, headers: Headers, send: Send
+    ) -> None:
+        said = await self._keys.verify(token, kind)
+        if kind is TokenKind.UNSUBSCRIBE:
+            await _send_page(send, 200, landing.UNSUBSCRIBE, head=head)
+            return
+        agent, prefetched = _reader(headers)
+        if prefetched:
+            await _send_not_now(send)
+        elif kind is TokenKind.OPEN:
+            await self._open(said, head, agent, send)
+        else:
+            await self._click(said, head, agent, send)
+
+    async def _open(self, said: Payload, head: bool, agent: str, send: Send) -> None:
+        if not head:
+            try:
+                outcome = await self._add("opened", said, None, agent)
+            except Overloaded as error:
+                outcome = error
+            if isinstance(outcome, MantaError):
+                await _send_not_now(send)
+                return
+        await send({"type": _START, "status": 200, "headers": [*_PIXEL_HEADERS]})
+        await send(_NO_BODY if head else _PIXEL_BODY)
+
+    async def _click(self, said: Payload, head: bool, agent: str, send: Send) -> None:
+        if not head:
+            try:
+                async with asyncio.timeout(CLICK_PATIENCE_S):
+                    outcome = await self._add("clicked", said, said.url, agent)
+                if isinstance(outcome, MantaError):
+                    self.clicks_not_stored += 1
+            except (Overloaded, TimeoutError):
+                self.clicks_not_stored += 1
+        location = (b"location", quote(said.url, safe=_URL_SAFE).encode("ascii"))
+        await send({"type": _START, "status": 302, "headers": [location, *_REDIRECT_HEADERS]})
+        await send(_NO_BODY)
+
+    def _add(self, kind: str, said: Payload, item: str | None, agent: str) -> asyncio.Future[Any]:
+        person, message, campaign = said.subscriber_id, said.message_key, said.campaign_id
+        hit = Hit(person, message, campaign, kind, self._clock.now(), item, agent)
+        size = HIT_OVERHEAD_BYTES + len(agent) + len(item or "")
+        return self._hits.add(self._shards.of_subscriber(person), hit, size)
+
+    async def _unsubscribe(self, token: str, scope: Scope, receive: Receive, send: Send) -> None:
+        said = await self._keys.verify(token, TokenKind.UNSUBSCRIBE)
+        try:
+            async with asyncio.timeout(BODY_TIME_S):
+                body = await read_body(scope, receive, FORM_BYTES_MAX)
+        except ClientGone:
+            return
+        except (TooLarge, TimeoutError):
+            body = b""
+        if not is_one_click(body):
+            await _send_page(send, 400, landing.UNSUBSCRIBE)
+            return
+        # A task of its own: a client that leaves does not stop it.
+        storing = asyncio.create_task(self._store_unsubscribe(said))
+        self._storing.add(storing)
+        storing.add_done_callback(self._stored)
+        await asyncio.shield(storing)
+        await _send_page(send, 200, landing.UNSUBSCRIBED)
+
+    async def _store_unsubscribe(self, said: Payload) -> None:
+        command = Unsubscribe(
+            key=f"unsubscribe:{encode_id(said.subscriber_id)}:{encode_id(said.message_key)}",
+            subscriber_id=said.subscriber_id,
+            message_key=said.message_key,
+            topic=await self._topic(said.campaign_id),
+            source="one_click",
+        )
+        shard = self._shards.of_subscriber(said.subscriber_id)
+        await self._shards.execute(shard, command, CALL_DEADLINE_S)
+
+    async def _topic(self, campaign_id: int) -> str | None:
+        """What the mail was about; ``None``, for all topics, where its campaign is not known."""
+        if campaign_id not in self._topics:
+            campaign = await self._director.call(
+                "get", "campaigns", str(campaign_id), deadline_s=CALL_DEADLINE_S
+            )
+            self._topics[campaign_id] = campaign["topic"] if campaign else None
+            if len(self._topics) > TOPICS_KEPT_MAX:
+                self._topics.popitem(last=False)
+        return self._topics[campaign_id]
+
+    def _stored(self, task: asyncio.Task[Any]) -> None:
+        self._storing.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.warning("an unsubscription was not stored: %s", error)
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        """Before the end, everything that was taken is answered."""
+        fresh = asyncio.create_task(self._keys.keep_fresh())
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.shutdown":
+                fresh.cancel()
+                await self._hits.drain()
+                await asyncio.gather(*self._storing, return_exceptions=True)
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+            await send({"type": "lifespan.startup.complete"})
+
+
+async def _elsewhere(path: str, method: str, send: Send) -> None:
+    """Everything at the root that is not tracking."""
+    if path in _DOORS:
+        headers = [(b"location", _DOORS[path]), (b"content-length", b"0")]
+        await send({"type": _START, "status": 307, "headers": headers})
+        await send(_NO_BODY)
+    elif path == "/robots.txt":
+        headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(_ROBOTS))]
+        await send({"type": _START, "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if method == "HEAD" else _ROBOTS})
+    else:
+        await _send_page(send, 404, landing.NOTHING_HERE, head=method == "HEAD")
+
+
+async def _send_page(
+    send: Send, status: int, page: bytes, *headers: tuple[bytes, bytes], head: bool = False
+) -> None:
+    length = (b"content-length", b"%d" % len(page))
+    await send({"type": _START, "status": status, "headers": [*_PAGE_HEADERS, length, *headers]})
+    await send({"type": "http.response.body", "body": b"" if head else page})
+
+
+async def _send_not_now(send: Send) -> None:
+    headers = [(b"content-length", b"0"), _NO_STORE, _RETRY_AFTER]
+    await send({"type": _START, "status": 503, "headers": headers})
+    await send(_NO_BODY)
+
+
+def _reader(headers: Headers) -> tuple[str, bool]:
+    """The program that asks, and whether it only fetches ahead."""
+    agent, prefetched = "", False
+    for name, value in headers:
+        if name == b"user-agent":
+            agent = value[:USER_AGENT_LENGTH_MAX].decode("latin-1")
+        elif name in _PURPOSE and b"prefetch" in value.lower():
+            prefetched = True
+    return agent, prefetched
