@@ -1,0 +1,27 @@
+"""The commands that change people, in one place for callers; the modules beside this hold them."""
+
+from manta.people.claims import (
+    ClaimIdentities,
+    HasIdentity,
+    ReleaseIdentity,
+    SettleClaims,
+    TakeIdentities,
+)
+from manta.people.consents import LiftSuppression, SetConsent, Suppress, Unsubscribe
+from manta.people.memberships import UpdateMemberships
+from manta.people.upsert import Consent, UpsertPeople
+
+__all__ = [
+    "ClaimIdentities",
+    "Consent",
+    "HasIdentity",
+    "LiftSuppression",
+    "ReleaseIdentity",
+    "SetConsent",
+    "SettleClaims",
+    "Suppress",
+    "TakeIdentities",
+    "Unsubscribe",
+    "UpdateMemberships",
+    "UpsertPeople",
+]
