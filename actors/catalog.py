@@ -1,0 +1,127 @@
+"""The Catalog: the definitions of a workspace, journaled. The decisions are manta.definitions'."""
+
+from __future__ import annotations
+
+import base64
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from manta.content.templates import compile_template
+from manta.rules.tree import parse
+from manta.store.documents import Documents
+
+from actors.journaled import JournaledActor
+from manta import definitions
+from manta.clock import Clock, as_text
+from manta.definitions import Defined
+from manta.ids import even_ranges
+
+
+class Catalog(JournaledActor):
+    role = "catalog"
+
+    def __init__(
+        self,
+        documents: Documents,
+        exit_process: Callable[[str], Any],
+        clock: Clock,
+        workspace: str,
+        shards: int,
+    ) -> None:
+        super().__init__(documents, exit_process)
+        self._clock = clock
+        self._workspace = workspace
+        self._shards = shards
+
+    async def recovered(self) -> None:
+        """Found the store on the very first start: its shard table and its first signing key."""
+        if self._documents.get("shards", "table") is None:
+            table = {"first_buckets": even_ranges(self._shards)}
+            await self.decide(lambda: Defined(None, (("shards", "table", table),)))
+        if not self._documents.list("token_keys"):
+            await self.rotate_token_key()
+
+    async def shard_table(self) -> list[int]:
+        """The first bucket of each shard."""
+        self._require_ready()
+        table = self._documents.get("shards", "table")
+        assert table is not None
+        return list(table["first_buckets"])
+
+    async def attributes(self) -> dict[str, str]:
+        self._require_ready()
+        return {n: str(t) for n, t in definitions.attribute_types(self._documents).items()}
+
+    async def declare_attributes(self, types: Mapping[str, str]) -> dict[str, str]:
+        return await self.decide(lambda: definitions.declare_attributes(self._documents, types))
+
+    async def save_template(self, fields: Mapping[str, Any], key: str | None = None) -> Any:
+        """A new template or version; its syntax and limits are checked by compiling it."""
+
+        def decide() -> Defined:
+            compiled = compile_template(
+                {name: str(fields.get(name) or "") for name in definitions.TEMPLATE_FIELDS}
+            )
+            return definitions.save_template(
+                self._documents, fields, sorted(compiled.attributes), self._clock.now()
+            )
+
+        return await self.decide(decide, key)
+
+    async def template_version(self, template_id: int, version: int) -> dict[str, Any]:
+        self._require_ready()
+        return definitions.required(
+            self._documents, "template_versions", f"{template_id}:{version}"
+        )
+
+    async def save_segment(self, fields: Mapping[str, Any], key: str | None = None) -> Any:
+        """A new segment or version; its rule is checked against the declared attributes."""
+
+        def decide() -> Defined:
+            rule = parse(fields.get("rule"), definitions.attribute_types(self._documents))
+            return definitions.save_segment(
+                self._documents, fields, rule.to_json(), self._clock.now()
+            )
+
+        return await self.decide(decide, key)
+
+    async def create_api_key(
+        self, name: str, scopes: list[str], expires_at: str | None = None
+    ) -> dict[str, Any]:
+        """A new key; its text is in this answer and nowhere else."""
+        id, secret = secrets.token_hex(6), secrets.token_hex(32)
+        return await self.decide(
+            lambda: definitions.create_api_key(
+                self._documents,
+                name,
+                scopes,
+                id=id,
+                secret=secret,
+                workspace=self._workspace,
+                expires_at=expires_at,
+                now=self._clock.now(),
+            )
+        )
+
+    async def revoke_api_key(self, id: str) -> None:
+        def decide() -> Defined:
+            definitions.required(self._documents, "api_keys", id)
+            return Defined(None, (("api_keys", id, None),))
+
+        await self.decide(decide)
+
+    async def token_keys(self) -> list[dict[str, Any]]:
+        """Signing keys of links and return paths, newest last."""
+        self._require_ready()
+        return sorted(self._documents.list("token_keys"), key=lambda d: d["created_at"])
+
+    async def rotate_token_key(self) -> None:
+        """A new signing key; the old ones go on verifying."""
+        document = {
+            "id": secrets.randbits(32),
+            "key": base64.b64encode(secrets.token_bytes(32)).decode(),
+            "created_at": as_text(self._clock.now()),
+        }
+        change = ("token_keys", str(document["id"]), document)
+        await self.decide(lambda: Defined(None, (change,)))
