@@ -7,15 +7,14 @@ import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from manta.content.templates import compile_template
-from manta.rules.tree import parse
-from manta.store.documents import Documents
-
 from actors.journaled import JournaledActor
 from manta import definitions
 from manta.clock import Clock, as_text
+from manta.content.templates import compile_template
 from manta.definitions import Defined
 from manta.ids import even_ranges
+from manta.rules.tree import parse
+from manta.store.documents import Documents
 
 
 class Catalog(JournaledActor):

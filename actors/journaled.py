@@ -13,10 +13,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from manta.store.documents import Documents
-
 from manta.definitions import Defined
 from manta.errors import Damaged, Fenced, NotReady, OutcomeUnknown, StoreUnavailable
+from manta.store.documents import Documents
 
 RECOVERY_RETRY_S = 1.0
 T = TypeVar("T")
