@@ -1,0 +1,133 @@
+"""Events: counted once, never from the future, refused row by row."""
+
+from datetime import timedelta
+
+import pyarrow as pa
+import pytest
+
+from manta.errors import InvalidRequest
+from manta.events.commands import PROPERTIES_BYTES_MAX, RecordEvents, TrackHits, wrong_properties
+from manta.ids import hash64
+from tests.unit.people_shard import START, Shard
+
+
+@pytest.fixture
+def shard():
+    return Shard()
+
+
+def record(shard, *rows):
+    return shard.answer(RecordEvents(None, pa.Table.from_pylist(list(rows))))
+
+
+def test_an_event_is_kept_as_it_came(shard):
+    person = shard.person("a@example.com")
+    row = {"subscriber_id": person, "type": "bought", "id": "o-1", "occurred_at": START}
+    row |= {"item": "boots", "amount": 59.9, "properties": '{"size": 42}'}
+    assert record(shard, row).recorded == 1
+    assert shard.rows(
+        "SELECT subscriber_id, occurred_at, type, event_id, item, amount, properties FROM events"
+    ) == [(person, START, "bought", hash64("o-1"), "boots", 59.9, '{"size": 42}')]
+
+
+def test_an_event_counts_once_for_its_person(shard):
+    ann, bob = shard.person("ann@example.com"), shard.person("bob@example.com")
+    first = {"subscriber_id": ann, "type": "bought", "id": "1"}
+    answer = record(shard, first, first, {**first, "subscriber_id": bob})
+    assert (answer.recorded, answer.repeated) == (2, 1)
+    answer = record(shard, {**first, "id": "2"}, first)
+    assert answer.statuses(2) == ["recorded", "repeated"]
+    assert shard.rows("SELECT count(*) FROM events") == [(3,)]
+
+
+def test_many_people_at_once(shard):
+    people = [shard.person(f"p{n}@example.com") for n in range(3)]
+    ids = [*people, *range(1, 1000)]
+    rows = pa.table({"subscriber_id": ids, "type": ["seen"] * len(ids), "id": [""] * len(ids)})
+    rows = rows.set_column(2, "id", pa.array([str(n) for n in range(len(ids))]))
+    answer = shard.answer(RecordEvents(None, rows))
+    assert answer.recorded == 3
+    assert {status for _, status, _ in answer.refused} == {"unknown"}
+    assert shard.answer(RecordEvents(None, rows)).repeated == 3
+
+
+def test_the_future_and_no_time_are_the_time_of_receipt(shard):
+    person = shard.person("a@example.com")
+    rows = [
+        {"subscriber_id": person, "type": "x", "id": str(n), "occurred_at": at}
+        for n, at in enumerate(
+            [None, START + timedelta(minutes=4), START + timedelta(minutes=6), START]
+        )
+    ]
+    record(shard, *rows)
+    assert [at for (at,) in shard.rows("SELECT occurred_at FROM events ORDER BY occurred_at")] == [
+        START,
+        START,
+        START,
+        START + timedelta(minutes=4),
+    ]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"subscriber_id": None},
+        {"id": ""},
+        {"id": None},
+        {"type": None},
+        {"type": "a\nb"},
+        {"type": "x" * 65},
+        {"type": "opened"},
+        {"type": "profile_changed"},
+        {"item": "x" * 2049},
+        {"amount": float("nan")},
+        {"properties": "[1]"},
+        {"properties": "{"},
+    ],
+)
+def test_a_wrong_row_is_refused_alone(shard, wrong):
+    person = shard.person("a@example.com")
+    good = {"subscriber_id": person, "type": "bought", "id": "1", "item": "x", "amount": 1.0}
+    good["properties"] = "{}"
+    answer = record(shard, good | wrong, good | {"id": "2"})
+    assert answer.recorded == 1
+    assert answer.statuses(2) == ["invalid", "recorded"]
+    assert answer.refused[0][2]
+
+
+def test_properties_are_a_json_object_of_bounded_size():
+    assert wrong_properties('{"a": [1, null]}') is None
+    assert "larger" in wrong_properties('{"a": "' + "x" * PROPERTIES_BYTES_MAX + '"}')
+    assert wrong_properties('{"a": NaN}')
+    assert wrong_properties('{"a": ' + "[" * 15000 + "]" * 15000 + "}") is not None
+
+
+@pytest.mark.parametrize(
+    ("rows", "path"),
+    [
+        ({"subscriber_id": [1], "type": ["x"]}, "rows.id"),
+        ({"subscriber_id": [1], "type": ["x"], "id": ["1"], "event_id": [1]}, "rows.event_id"),
+        ({"subscriber_id": ["x"], "type": ["x"], "id": ["1"]}, "rows.subscriber_id"),
+    ],
+)
+def test_wrong_batches_are_refused(shard, rows, path):
+    with pytest.raises(InvalidRequest) as caught:
+        shard.answer(RecordEvents(None, pa.table(rows)))
+    assert caught.value.path == path
+
+
+def test_hits_carry_the_campaign_of_their_message(shard):
+    person = shard.person("a@example.com")
+    shard.leased(person, 11, state="accepted")
+    hits = pa.Table.from_pylist(
+        [
+            {"subscriber_id": who, "message_key": key, "type": "opened", "event_id": n}
+            | {"occurred_at": START + timedelta(days=1)}
+            for n, (who, key) in enumerate([(person, 11), (person, 12), (404, 11)])
+        ]
+    )
+    assert shard.answer(TrackHits(None, hits)) == 2
+    assert shard.rows("SELECT message_key, campaign_id, occurred_at FROM events ORDER BY 1") == [
+        (11, 7, START),
+        (12, None, START),
+    ]
