@@ -11,7 +11,7 @@ Owns: the objects ``{prefix}/{sequence:012d}``. The invariants:
 
 One hole remains that the journal alone cannot see: a *taker* that read its starting point long ago
 could write its EPOCH entry into truncated numbers. So whoever takes over looks at the manifest
-again afterwards (``manta.store.manifest.recover`` does).
+again afterwards (``fence_if_newer``; ``manta.store.manifest.recover`` does it by itself).
 
 On crash: an append whose caller died is there whole or not at all. The next incarnation reads to
 the first absent number and decides by what it finds. A reader needs no ownership.
@@ -160,6 +160,7 @@ class Journal:
         self._kinds: dict[int, Kind] = {}  # of entries that may still be there
         self.epoch = 0  # 0: not taken over
         self.tail = 0  # the last sequence that this process wrote
+        self._began = 0  # the sequence of our EPOCH entry
 
     # -- reading ------------------------------------------------------------------------------
 
@@ -233,7 +234,7 @@ class Journal:
                     )
                     entry = self._store(mine)
                     if entry is None:
-                        self.epoch, self.tail = epoch + 1, sequence
+                        self.epoch, self.tail, self._began = epoch + 1, sequence, sequence
                         return TakeOver(epoch + 1, sequence)
                 epoch = max(epoch, entry.epoch)
                 sequence += 1
@@ -267,13 +268,20 @@ class Journal:
             self.tail = sequence
             return sequence
 
-    def fence_if_newer(self, epoch: int) -> None:
-        """Close the journal and raise ``Fenced`` if a manifest shows an epoch newer than ours."""
-        if epoch > self.epoch:
+    def fence_if_newer(self, epoch: int, covered: int = 0) -> None:
+        """Close the journal and raise ``Fenced`` if a manifest shows that others are ahead of us.
+
+        ``epoch`` and ``covered`` are the manifest's. They are ahead when its epoch is newer, when
+        it covers entries beyond our last, or when an older epoch's covers our EPOCH entry: then
+        that was written into truncated numbers and owns nothing. Call it with the latest manifest
+        after ``take_over`` and before relying on it.
+        """
+        overtaken = covered > self.tail or (epoch < self.epoch and covered >= self._began)
+        if epoch > self.epoch or overtaken:
             self._close(
                 Fenced(
-                    f"{self.prefix}: a manifest of epoch {epoch} exists; this process had epoch "
-                    f"{self.epoch} and must stop",
+                    f"{self.prefix}: a manifest of epoch {epoch} covers entry {covered}; this "
+                    f"process had epoch {self.epoch} and entry {self.tail} and must stop",
                     epoch=epoch,
                 )
             )

@@ -22,7 +22,7 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from manta.clock import Clock, as_text, parse_instant
-from manta.errors import Damaged, Fenced, IncompatibleFormat
+from manta.errors import Damaged, Fenced, IncompatibleFormat, OutcomeUnknown, StoreUnavailable
 from manta.store.journal import Entry, Journal, Kind, TakeOver
 from manta.store.objects import TEMPORARY, ObjectStore, check_path
 from manta.store.settle import put_settled
@@ -73,12 +73,18 @@ class Manifest:
 
 def encode_manifest(manifest: Manifest) -> bytes:
     """JSON with a checksum over its canonical form."""
-    content = asdict(manifest)
-    for entries in content["files"].values():
-        for entry in entries:
-            for bound in ("min_time", "max_time"):
-                entry[bound] = as_text(entry[bound]) if entry[bound] is not None else None
+    content = {name: getattr(manifest, name) for name in Manifest.__slots__}
+    content["files"] = {
+        table: [_plain(entry) for entry in entries] for table, entries in manifest.files.items()
+    }
     return _dump({"manifest": content, "checksum": _checksum(content)}) + b"\n"
+
+
+def _plain(entry: FileEntry) -> dict[str, Any]:
+    content = asdict(entry)
+    for bound in ("min_time", "max_time"):
+        content[bound] = None if content[bound] is None else as_text(content[bound])
+    return content
 
 
 def decode_manifest(data: bytes, path: str) -> Manifest:
@@ -117,12 +123,16 @@ def _file_entry(content: dict[str, Any]) -> FileEntry:
 
 
 def _dump(value: Any) -> bytes:
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=dict)
     return text.encode()
 
 
 def _checksum(content: Any) -> str:
-    return blake2b(_dump(content), digest_size=16).hexdigest()
+    return _digest(_dump(content)).hex()
+
+
+def _digest(data: bytes) -> bytes:
+    return blake2b(data, digest_size=16).digest()
 
 
 class Manifests:
@@ -140,8 +150,8 @@ class Manifests:
         self._objects = objects
         self._clock = clock
         self._sleep = sleep
-        # Manifests of ours of which nobody knows whether they were stored, by path.
-        self._doubtful: dict[str, bytes] = {}
+        # Digests of what was tried since the last success: found stored, it is no other owner's.
+        self._tried: set[bytes] = set()
 
     def path(self, number: int) -> str:
         """The object of a manifest."""
@@ -174,27 +184,29 @@ class Manifests:
         (not stored), ``OutcomeUnknown`` (perhaps stored; publishing again later is safe).
         """
         candidate = replace(manifest, number=manifest.number + 1)
-        while True:
-            other = self._publish_one(candidate)
-            if other is None:
-                self._fence_if_overtaken(candidate)
-                return candidate
+        while (other := self._publish_one(candidate)) is not None:
             self._fence(candidate, other)
             candidate = replace(candidate, number=candidate.number + 1)
+        try:
+            # A number whose manifest was deleted long ago is absent as well: look beyond it.
+            newest = self.latest()
+        except StoreUnavailable as fault:
+            raise OutcomeUnknown(fault.message, **fault.details) from fault
+        if newest is not None and newest.number > candidate.number:
+            self._fence(candidate, newest)
+        self._tried.clear()
+        return candidate
 
     def _publish_one(self, candidate: Manifest) -> Manifest | None:
         """``None`` when stored, else the manifest that stands under the number."""
         path = self.path(candidate.number)
         data = encode_manifest(candidate)
-        earlier = self._doubtful.get(path)
-        self._doubtful[path] = data
+        self._tried.add(_digest(data))
         found = put_settled(self._objects, path, data, self._clock, sleep=self._sleep)
-        self._doubtful.pop(path)
         if found is None:
             return None
         other = decode_manifest(found, path)
-        # Our own, of which the answer had been lost, is no other owner's: the next number is free.
-        return replace(other, epoch=0) if found == earlier else other
+        return replace(other, epoch=0) if _digest(found) in self._tried else other
 
     def _fence(self, mine: Manifest, other: Manifest) -> None:
         if other.epoch >= mine.epoch or other.journal_sequence > mine.journal_sequence:
@@ -204,12 +216,6 @@ class Manifests:
                 epoch=other.epoch,
                 object=self.path(other.number),
             )
-
-    def _fence_if_overtaken(self, mine: Manifest) -> None:
-        """A number whose manifest was deleted long ago is absent as well: look beyond it."""
-        newest = self.latest()
-        if newest is not None and newest.number > mine.number:
-            self._fence(mine, newest)
 
     def collect_garbage(
         self, lake_prefix: str | None = None, min_age_s: float = GARBAGE_AGE_S
