@@ -179,7 +179,8 @@ class FileObjects:
                 self._make_folder(final.parent)
                 os.link(temporary, final)
         except FileExistsError:
-            self._settle(final.parent)
+            if final.parent in self._unsynced:
+                self._sync_name(final, path)
             raise AlreadyExists(f"{path} exists already", path=path) from None
         except OSError as fault:
             if fault.errno in _DEFINITE:
@@ -321,6 +322,7 @@ class FileObjects:
                 f"{fault.strerror}",
                 object=path,
             ) from fault
+        self._unsynced.discard(final.parent)
 
     def _settle(self, folder: Path) -> None:
         if folder in self._unsynced:
