@@ -10,7 +10,7 @@ from typing import Any
 from actors.journaled import JournaledActor
 from manta import definitions
 from manta.clock import Clock, as_text
-from manta.content.templates import compile_template
+from manta.content.templates import CompiledMail, MailTemplate
 from manta.definitions import Defined
 from manta.ids import even_ranges
 from manta.rules.tree import parse
@@ -59,11 +59,10 @@ class Catalog(JournaledActor):
         """A new template or version; its syntax and limits are checked by compiling it."""
 
         def decide() -> Defined:
-            compiled = compile_template(
-                {name: str(fields.get(name) or "") for name in definitions.TEMPLATE_FIELDS}
-            )
+            texts = {name: fields.get(name) or "" for name in definitions.TEMPLATE_FIELDS}
+            compiled = CompiledMail(MailTemplate.from_json(texts))
             return definitions.save_template(
-                self._documents, fields, sorted(compiled.attributes), self._clock.now()
+                self._documents, fields, compiled.attributes, self._clock.now()
             )
 
         return await self.decide(decide, key)
