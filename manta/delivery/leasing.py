@@ -1,0 +1,330 @@
+"""Leases: how messages go to a Sender, and how what became of them comes back.
+
+A lease is granted once, under the Sender's own name for it (``lease_id``), in one commit with the
+move of its rows to ``leased``. From then on a row moves only by evidence: the word of the Sender
+that holds it, or what its fenced journal proves (``manta.delivery.settling``). Time alone moves a
+lease no further than to ``orphaned``, which says that somebody has to read that journal.
+
+A crash of the shard between grant and reply leaves rows leased under a known name: the Sender asks
+again with the same name and gets what is leased under it. A crash of the Sender leaves its rows
+leased or orphaned until its journal is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import zip_longest
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from manta.command import Change, Context, Database, Decision, Op, Push
+from manta.delivery.campaign import CampaignPlan
+from manta.delivery.ledger import State, move
+from manta.delivery.screening import screen
+from manta.delivery.senders import witness
+from manta.errors import InvalidRequest
+from manta.schema import ATTRIBUTE_PREFIX
+
+LEASE_ROWS_MAX = 200
+LEASE_CAMPAIGNS_MAX = 8  # one lease looks into so many campaigns of a class at most
+
+_KEY = ("subscriber_id", "message_key")
+_TIMESTAMP = pa.timestamp("us")
+
+
+class Grant(NamedTuple):
+    """The answer to a lease: one row per message, in the order in which to send.
+
+    Columns: subscriber_id, message_key, campaign_id, kind, email, domain, time_zone, locale,
+    attempts (before this one), expires_at, and ``attr_*`` as far as templates of the batch use them
+    and the workspace has them. ``more``: whether rows that were due stayed behind. ``withheld``:
+    messages of the lease that may no longer be sent (only after a repeat): to be returned.
+    """
+
+    rows: pa.Table
+    more: bool = False
+    withheld: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Take up to ``limit`` due messages for a source and a site.
+
+    ``serves`` lists the names (the source and its pools) under which campaigns may have asked for
+    this source. ``domains`` are those of the site; None means every domain (a relay). The Sender
+    has stored "lease opened" as entry ``journal_sequence`` of its journal before it asks.
+
+    Answers a ``Grant``; a repeat answers what is still leased under this name, checked again.
+    Raises ``Fenced`` when a later incarnation of the Sender has spoken to this shard.
+    """
+
+    lease_id: int
+    sender: str
+    sender_epoch: int
+    journal_sequence: int
+    source: str
+    site: str
+    domains: tuple[str, ...] | None = None
+    limit: int = LEASE_ROWS_MAX
+    serves: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str | None:
+        return f"lease:{self.lease_id}"
+
+    def decide(self, database: Database, context: Context) -> Decision:
+        if not 0 < self.limit <= LEASE_ROWS_MAX:
+            raise InvalidRequest("rows per lease", path="limit", expected=f"1 to {LEASE_ROWS_MAX}")
+        seen = witness(database, self.sender, self.sender_epoch, self.journal_sequence, context.now)
+        plans = _running(database, self.serves or (self.source,))
+        row_ids, more = self._candidates(database, context.now, list(plans.values()))
+        rows = database.table(f"{_ROWS} WHERE rowid IN (SELECT unnest(?))", [row_ids])
+        rows = _in_order_of(rows, row_ids)
+        sorted_out = _sort_out(database, context.now, rows, plans, self.domains)
+        changes = sorted_out.changes
+        if sorted_out.granted.num_rows:
+            changes = (seen, *changes, self._leased(sorted_out.granted, context.now))
+        return Decision(Grant(sorted_out.granted, more), changes)
+
+    def repeat(self, database: Database, context: Context) -> Grant:
+        """The answer when the key has been committed before."""
+        rows = database.table(
+            f"{_ROWS} WHERE lease_id = ? AND state = 'leased' AND sender = ? AND sender_epoch = ?"
+            " ORDER BY priority, engaged_at DESC NULLS LAST, subscriber_id",
+            [self.lease_id, self.sender, self.sender_epoch],
+        )
+        granted = _sort_out(database, context.now, rows, _running(database, None), None).granted
+        kept = set(_refs(granted))
+        return Grant(granted, False, tuple(ref for ref in _refs(rows) if ref not in kept))
+
+    def _candidates(
+        self, database: Database, now: datetime, plans: list[CampaignPlan]
+    ) -> tuple[list[int], bool]:
+        """Row ids by priority class, then round robin by campaign, then the engaged first."""
+        chosen: list[int] = []
+        for priority in sorted({plan.priority for plan in plans}):
+            ring = sorted(plan.campaign_id for plan in plans if plan.priority == priority)
+            start = self.lease_id % len(ring)
+            ring = [*ring[start:], *ring[:start]][:LEASE_CAMPAIGNS_MAX]
+            queues = [self._due(database, now, campaign_id) for campaign_id in ring]
+            turns = zip_longest(*queues)
+            chosen += [row for turn in turns for row in turn if row is not None]
+            if len(chosen) > self.limit:
+                break
+        return chosen[: self.limit], len(chosen) > self.limit
+
+    def _due(self, database: Database, now: datetime, campaign_id: int) -> list[int]:
+        sql = "SELECT rowid FROM ledger WHERE due_at <= ? AND campaign_id = ?"
+        params: list[Any] = [now, campaign_id]
+        if self.domains is not None:
+            sql += " AND domain IN (SELECT unnest(?))"
+            params.append(list(self.domains))
+        sql += " ORDER BY engaged_at DESC NULLS LAST LIMIT ?"
+        return [row for (row,) in database.rows(sql, [*params, self.limit + 1])]
+
+    def _leased(self, granted: pa.Table, now: datetime) -> Change:
+        move(State.PLANNED, State.LEASED)
+        count = granted.num_rows
+        return Change(
+            "ledger",
+            Op.UPSERT,
+            pa.table(
+                {
+                    **{name: granted.column(name) for name in _KEY},
+                    "domain": granted.column("domain"),
+                    "state": pa.repeat(str(State.LEASED), count),
+                    "reason": pa.nulls(count, pa.string()),
+                    "due_at": pa.nulls(count, _TIMESTAMP),
+                    "sender": pa.repeat(self.sender, count),
+                    "sender_epoch": pa.repeat(self.sender_epoch, count),
+                    "lease_id": pa.repeat(pa.scalar(self.lease_id, pa.int64()), count),
+                    "source": pa.repeat(self.source, count),
+                    "changed_at": _instants(now, count),
+                }
+            ),
+        )
+
+
+def revoke_people(database: Database, subscriber_ids: Sequence[int]) -> tuple[Push, ...]:
+    """Pushes that withdraw messages of these people from the Senders that hold them.
+
+    For every command after which somebody may no longer be mailed.
+    """
+    held = database.rows(
+        "SELECT sender, subscriber_id, message_key FROM ledger"
+        " WHERE subscriber_id IN (SELECT unnest(?)) AND lease_id IS NOT NULL AND state = 'leased'"
+        " ORDER BY 1, 2, 3",
+        [list(subscriber_ids)],
+    )
+    by_sender: dict[str, list[tuple[int, int]]] = {}
+    for sender, subscriber_id, message_key in held:
+        by_sender.setdefault(sender, []).append((subscriber_id, message_key))
+    return tuple(
+        Push(sender, "revoke", (None, tuple(refs))) for sender, refs in sorted(by_sender.items())
+    )
+
+
+# -- granting ------------------------------------------------------------------------------------
+
+_ROWS = (
+    "SELECT rowid AS row_id, subscriber_id, message_key, campaign_id, kind, channel, attempts,"
+    " expires_at, domain AS old_domain FROM ledger"
+)
+
+
+class _SortedOut(NamedTuple):
+    granted: pa.Table
+    changes: tuple[Change, ...]
+
+
+def _running(database: Database, serves: Iterable[str] | None) -> dict[int, CampaignPlan]:
+    """The plans of running campaigns that ask for one of these sources (None: for any)."""
+    found = database.rows("SELECT campaign_id, definition FROM campaigns WHERE state = 'running'")
+    plans = {campaign_id: CampaignPlan.from_json(text) for campaign_id, text in sorted(found)}
+    if serves is None:
+        return plans
+    names = set(serves)
+    return {i: plan for i, plan in plans.items() if plan.source in names}
+
+
+def _sort_out(
+    database: Database,
+    now: datetime,
+    rows: pa.Table,
+    plans: dict[int, CampaignPlan],
+    domains: tuple[str, ...] | None,
+) -> _SortedOut:
+    """Split rows into those that may be sent now, and the changes for the others."""
+    count = rows.num_rows
+    if not count:
+        return _SortedOut(_empty_grant(rows), ())
+    campaigns = rows.column("campaign_id").to_pylist()
+    topics = [plans[i].topic if i in plans else "" for i in campaigns]
+    wanted = pa.table(
+        {
+            "subscriber_id": rows.column("subscriber_id"),
+            "ordinal": pa.array(range(count), pa.int64()),
+            "kind": rows.column("kind"),
+            "channel": rows.column("channel"),
+            "topic": pa.array(topics, pa.string()),
+        }
+    )
+    columns = ["time_zone", "locale", *_attribute_columns(database, set(campaigns), plans)]
+    people = screen(database, wanted, now, columns)
+    verdicts = [
+        _verdict(expires_at, refusal, now)
+        for expires_at, refusal in zip(
+            rows.column("expires_at").to_pylist(),
+            people.column("refusal").to_pylist(),
+            strict=True,
+        )
+    ]
+    moved = _moved_domains(people, rows, domains) if domains is not None else [False] * count
+    keep = [
+        verdict is None and not gone and campaign_id in plans
+        for verdict, gone, campaign_id in zip(verdicts, moved, campaigns, strict=True)
+    ]
+    everything = rows.drop_columns(["row_id", "channel", "old_domain"])
+    for name in ("email", "domain", *columns):
+        everything = everything.append_column(name, people.column(name))
+    changes = _refusals(rows, verdicts, now)
+    if any(moved):
+        changes += _renamed_domains(rows, people, moved, verdicts)
+    return _SortedOut(everything.filter(pa.array(keep)), tuple(changes))
+
+
+def _verdict(
+    expires_at: datetime | None, refusal: str | None, now: datetime
+) -> tuple[State, str] | None:
+    """Where a row goes that may not be sent: (state, reason); None where it may."""
+    if expires_at is not None and expires_at <= now:
+        return State.EXPIRED, "expired before it was sent"
+    if refusal is not None:
+        return State.SUPPRESSED, refusal
+    return None
+
+
+def _refusals(
+    rows: pa.Table, verdicts: list[tuple[State, str] | None], now: datetime
+) -> list[Change]:
+    places = [i for i, verdict in enumerate(verdicts) if verdict is not None]
+    if not places:
+        return []
+    targets = [verdict for verdict in verdicts if verdict is not None]
+    taken = rows.take(pa.array(places))
+    table = pa.table(
+        {
+            **{name: taken.column(name) for name in _KEY},
+            "state": pa.array([str(move(State.PLANNED, target)) for target, _ in targets]),
+            "reason": pa.array([reason for _, reason in targets], pa.string()),
+            "due_at": pa.nulls(len(places), _TIMESTAMP),
+            "changed_at": _instants(now, len(places)),
+        }
+    )
+    return [Change("ledger", Op.UPSERT, table)]
+
+
+def _moved_domains(people: pa.Table, rows: pa.Table, domains: tuple[str, ...]) -> list[bool]:
+    """Which rows' addresses have meanwhile gone to a domain of another site."""
+    pairs = zip(
+        people.column("domain").to_pylist(), rows.column("old_domain").to_pylist(), strict=True
+    )
+    return [new is not None and new != old and new not in domains for new, old in pairs]
+
+
+def _renamed_domains(
+    rows: pa.Table,
+    people: pa.Table,
+    moved: list[bool],
+    verdicts: list[tuple[State, str] | None],
+) -> list[Change]:
+    """Those rows stay planned under their new domain, for the Sender of its site."""
+    only = [gone and verdict is None for gone, verdict in zip(moved, verdicts, strict=True)]
+    mask = pa.array(only)
+    taken = rows.filter(mask)
+    if not taken.num_rows:
+        return []
+    table = pa.table(
+        {
+            **{name: taken.column(name) for name in _KEY},
+            "domain": people.column("domain").filter(mask),
+        }
+    )
+    return [Change("ledger", Op.UPSERT, table)]
+
+
+def _attribute_columns(
+    database: Database, campaigns: set[int], plans: dict[int, CampaignPlan]
+) -> list[str]:
+    wanted = {name for i in campaigns if i in plans for name in plans[i].attributes}
+    if not wanted:
+        return []
+    present = set(database.table("SELECT * FROM profiles LIMIT 0").column_names)
+    return sorted({ATTRIBUTE_PREFIX + name for name in wanted} & present)
+
+
+def _empty_grant(rows: pa.Table) -> pa.Table:
+    empty = rows.drop_columns(["row_id", "channel", "old_domain"])
+    for name in ("email", "domain", "time_zone", "locale"):
+        empty = empty.append_column(name, pa.array([], pa.string()))
+    return empty
+
+
+def _refs(rows: pa.Table) -> list[tuple[int, int]]:
+    columns = [rows.column(name).to_pylist() for name in _KEY]
+    return list(zip(*columns, strict=True))
+
+
+def _in_order_of(rows: pa.Table, row_ids: list[int]) -> pa.Table:
+    """A query for a set of row ids answers in any order; the order of sending is ours."""
+    if not rows.num_rows:
+        return rows
+    place = {row_id: i for i, row_id in enumerate(rows.column("row_id").to_pylist())}
+    return rows.take(pa.array([place[row_id] for row_id in row_ids]))
+
+
+def _instants(now: datetime, count: int) -> pa.Array:
+    return pa.repeat(pa.scalar(now, _TIMESTAMP), count)

@@ -1,0 +1,357 @@
+"""Planning: a campaign's audience becomes rows of the ledger.
+
+The Director tells a shard the campaign (``SetCampaign``) and then asks for page after page
+(``PlanCampaign``) until the answer says done. Rows are named by person and campaign, so a page
+that is asked for again after a crash adds nothing. Who must not be mailed gets a row too,
+``suppressed`` with the reason: the accounting has nobody missing.
+
+Cancelling changes the campaign's state, so from that commit on nothing of it is leased; its planned
+rows become ``cancelled`` in the same commit up to ``SWEEP_ROWS_MAX`` and by ``SweepCampaign`` after
+it, so that one cancelled campaign of millions does not stop the shard.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from manta.command import Change, Context, Database, Decision, Op, Push
+from manta.delivery.campaign import CampaignPlan, CampaignState, move_campaign
+from manta.delivery.ledger import State, move
+from manta.delivery.screening import screen
+from manta.errors import Conflict, InvalidRequest, NotFound
+from manta.ids import campaign_message_key, hash64
+from manta.schema import LEDGER
+
+PLAN_ROWS_MAX = 100_000
+SWEEP_ROWS_MAX = 20_000
+SHARD_STATES = (
+    CampaignState.RUNNING,
+    CampaignState.PAUSED,
+    CampaignState.CANCELLED,
+    CampaignState.FINISHED,
+)
+
+
+@dataclass(frozen=True)
+class SetCampaign:
+    """A campaign's state for this shard; its plan comes with the first one and never changes.
+
+    Answers ``{"state", "cancelled"}``: how many planned rows this commit has cancelled.
+    """
+
+    key: str | None
+    campaign_id: int
+    state: CampaignState
+    definition: str = ""
+
+    def decide(self, database: Database, context: Context) -> Decision:
+        if self.state not in SHARD_STATES:
+            raise InvalidRequest(
+                f"a shard has no campaign that is {self.state}",
+                path="state",
+                expected=", ".join(SHARD_STATES),
+            )
+        known = find_campaign(database, self.campaign_id)
+        if known is None:
+            plan = _checked_plan(self.definition, self.campaign_id)
+            definition, planning = self.definition, "planning" if plan.audience_sql else "planned"
+        else:
+            old_state, planning, definition = known
+            move_campaign(CampaignState(old_state), self.state)
+            if self.definition and self.definition != definition:
+                raise Conflict(
+                    f"the plan of campaign {self.campaign_id} is pinned",
+                    path="definition",
+                    expected="the plan as it was first given",
+                )
+        row = pa.table(
+            {
+                "campaign_id": [self.campaign_id],
+                "state": [str(self.state)],
+                "planning": [planning],
+                "definition": [definition],
+            }
+        )
+        changes = [Change("campaigns", Op.UPSERT, row)]
+        cancelled = 0
+        if self.state is CampaignState.CANCELLED:
+            swept = sweep(database, context.now, self.campaign_id, SWEEP_ROWS_MAX)
+            cancelled = swept.rows.num_rows if swept else 0
+            changes += [swept] if swept else []
+        pushes: tuple[Push, ...] = ()
+        if self.state in (CampaignState.CANCELLED, CampaignState.PAUSED):
+            pushes = _revocations(database, self.campaign_id)
+        answer = {"state": str(self.state), "cancelled": cancelled}
+        return Decision(answer, tuple(changes), pushes)
+
+
+@dataclass(frozen=True)
+class SweepCampaign:
+    """Cancel the next planned rows of a cancelled campaign. Answers how many."""
+
+    campaign_id: int
+    limit: int = SWEEP_ROWS_MAX
+    key: str | None = None
+
+    def decide(self, database: Database, context: Context) -> Decision:
+        known = find_campaign(database, self.campaign_id)
+        if known is None or known[0] != CampaignState.CANCELLED:
+            return Decision(0)
+        swept = sweep(database, context.now, self.campaign_id, self.limit)
+        return Decision(swept.rows.num_rows, (swept,)) if swept else Decision(0)
+
+
+@dataclass(frozen=True)
+class ExpireRows:
+    """Expire planned rows whose time has passed. Answers how many."""
+
+    limit: int = SWEEP_ROWS_MAX
+    key: str | None = None
+
+    def decide(self, database: Database, context: Context) -> Decision:
+        rows = database.table(
+            "SELECT subscriber_id, message_key FROM ledger"
+            " WHERE due_at IS NOT NULL AND expires_at <= ? LIMIT ?",
+            [context.now, self.limit],
+        )
+        if not rows.num_rows:
+            return Decision(0)
+        change = leave_planned(rows, State.EXPIRED, "expired before it was sent", context.now)
+        return Decision(rows.num_rows, (change,))
+
+
+@dataclass(frozen=True)
+class PlanCampaign:
+    """Write the rows of the audience's next people, in the order of their ids.
+
+    Answers ``{"planned", "suppressed", "done", "last_subscriber"}``; the counts are of new rows.
+    Needs no key: the ledger's own makes it idempotent, and a repeat must answer in full.
+    """
+
+    campaign_id: int
+    after_subscriber: int = -1
+    limit: int = 20_000
+    key: str | None = None
+
+    def decide(self, database: Database, context: Context) -> Decision:
+        if not 0 < self.limit <= PLAN_ROWS_MAX:
+            raise InvalidRequest("rows per page", path="limit", expected=f"1 to {PLAN_ROWS_MAX}")
+        known = find_campaign(database, self.campaign_id)
+        if known is None:
+            raise NotFound(f"no campaign {self.campaign_id} in this shard", path="campaign_id")
+        state, _, definition = known
+        if state in (CampaignState.CANCELLED, CampaignState.FINISHED):
+            return Decision(_page_answer(0, 0, True, self.after_subscriber))
+        plan = CampaignPlan.from_json(definition)
+        page = self._page(database, plan)
+        done = page.num_rows < self.limit
+        last = page.column("subscriber_id")[-1].as_py() if page.num_rows else self.after_subscriber
+        changes: list[Change] = []
+        new = page.filter(pc.invert(page.column("exists"))).drop_columns("exists")
+        rows = None
+        if new.num_rows:
+            rows = plan_rows(database, context.now, plan, plan.message_key, new)
+            changes.append(Change("ledger", Op.UPSERT, rows))
+        if done:
+            marked = {"campaign_id": [self.campaign_id], "planning": ["planned"]}
+            changes.append(Change("campaigns", Op.UPSERT, pa.table(marked)))
+        planned = _count(rows, State.PLANNED)
+        suppressed = new.num_rows - planned
+        return Decision(_page_answer(planned, suppressed, done, last), tuple(changes))
+
+    def _page(self, database: Database, plan: CampaignPlan) -> pa.Table:
+        if not plan.audience_sql:
+            return database.table("SELECT 0::BIGINT AS subscriber_id, false AS exists LIMIT 0")
+        return database.table(
+            f"WITH audience AS ({plan.audience_sql}),"
+            " page AS (SELECT DISTINCT p.subscriber_id FROM profiles p"
+            " WHERE p.subscriber_id > ? AND p.subscriber_id IN (SELECT subscriber_id FROM audience)"
+            " AND p.subscriber_id NOT IN (SELECT from_id FROM aliases)"
+            " ORDER BY 1 LIMIT ?)"
+            " SELECT page.subscriber_id, l.subscriber_id IS NOT NULL AS exists"
+            " FROM page LEFT JOIN (SELECT subscriber_id FROM ledger WHERE message_key = ?) l"
+            " ON l.subscriber_id = page.subscriber_id ORDER BY 1",
+            [*plan.audience_params, self.after_subscriber, self.limit, plan.message_key],
+        )
+
+
+@dataclass(frozen=True)
+class EnqueueMessage:
+    """One message to one person under a campaign's plan: test sends, transactional mail.
+
+    ``occurrence`` is the caller's own name of the message: the same one is the same message.
+    Answers ``{"message_key", "state", "reason"}``, also for a message that was there already.
+    """
+
+    campaign_id: int
+    subscriber_id: int
+    occurrence: str
+    due_at: datetime | None = None
+    key: str | None = None
+
+    def decide(self, database: Database, context: Context) -> Decision:
+        known = find_campaign(database, self.campaign_id)
+        if known is None:
+            raise NotFound(f"no campaign {self.campaign_id} in this shard", path="campaign_id")
+        plan = CampaignPlan.from_json(known[2])
+        message_key = enqueued_message_key(self.campaign_id, self.occurrence)
+        present = database.rows(
+            "SELECT state, reason FROM ledger WHERE subscriber_id = ? AND message_key = ?",
+            [self.subscriber_id, message_key],
+        )
+        if present:
+            return Decision(_message_answer(message_key, *present[0]))
+        if known[0] in (CampaignState.CANCELLED, CampaignState.FINISHED):
+            raise Conflict(f"campaign {self.campaign_id} is {known[0]}", path="campaign_id")
+        people = pa.table({"subscriber_id": pa.array([self.subscriber_id], pa.int64())})
+        rows = plan_rows(database, context.now, plan, message_key, people, self.due_at)
+        state, reason = rows.column("state")[0].as_py(), rows.column("reason")[0].as_py()
+        if reason == "unknown_person":
+            raise NotFound(f"no person {self.subscriber_id}", path="subscriber_id")
+        answer = _message_answer(message_key, state, reason)
+        return Decision(answer, (Change("ledger", Op.UPSERT, rows),))
+
+
+def enqueued_message_key(campaign_id: int, occurrence: str) -> int:
+    return campaign_message_key(campaign_id, hash64("occurrence", occurrence))
+
+
+def find_campaign(database: Database, campaign_id: int) -> tuple[str, str, str] | None:
+    """(state, planning, definition) of a campaign, or None."""
+    found = database.rows(
+        "SELECT state, planning, definition FROM campaigns WHERE campaign_id = ?", [campaign_id]
+    )
+    return (found[0][0], found[0][1], found[0][2]) if found else None
+
+
+def plan_rows(
+    database: Database,
+    now: datetime,
+    plan: CampaignPlan,
+    message_key: int,
+    people: pa.Table,
+    due_at: datetime | None = None,
+) -> pa.Table:
+    """Complete new ledger rows for people without one, screened."""
+    count = people.num_rows
+    wanted = pa.table(
+        {
+            "subscriber_id": people.column("subscriber_id"),
+            "ordinal": pa.array(range(count), pa.int64()),
+            "kind": pa.repeat(str(plan.kind), count),
+            "channel": pa.repeat(plan.channel, count),
+            "topic": pa.repeat(plan.topic, count),
+        }
+    )
+    screened = screen(database, wanted, now)
+    allowed = pc.is_null(screened.column("refusal"))
+    due = pa.scalar(due_at or plan.due_at, pa.timestamp("us"))
+    instant = pa.scalar(now, pa.timestamp("us"))
+    columns = {
+        "subscriber_id": screened.column("subscriber_id"),
+        "message_key": pa.repeat(pa.scalar(message_key, pa.int64()), count),
+        "campaign_id": pa.repeat(pa.scalar(plan.campaign_id, pa.int32()), count),
+        "kind": pa.repeat(str(plan.kind), count),
+        "channel": pa.repeat(plan.channel, count),
+        "state": pc.if_else(allowed, str(State.PLANNED), str(State.SUPPRESSED)),
+        "reason": screened.column("refusal"),
+        "domain": screened.column("domain"),
+        "priority": pa.repeat(pa.scalar(plan.priority, pa.uint8()), count),
+        "engaged_at": _engaged_at(database, screened),
+        "due_at": pc.if_else(allowed, due, pa.scalar(None, pa.timestamp("us"))),
+        "expires_at": pa.repeat(pa.scalar(plan.expires_at, pa.timestamp("us")), count),
+        "attempts": pa.repeat(pa.scalar(0, pa.uint16()), count),
+        "planned_at": pa.repeat(instant, count),
+        "changed_at": pa.repeat(instant, count),
+    }
+    assert set(columns) <= set(LEDGER.column_names)
+    return pa.table(columns)
+
+
+def _engaged_at(database: Database, people: pa.Table) -> pa.ChunkedArray:
+    """The last open or click by a human, per row of ``people`` (which has ``ordinal``)."""
+    engaged = database.table(
+        "SELECT w.ordinal, e.engaged_at FROM wanted w LEFT JOIN ("
+        " SELECT subscriber_id, max(occurred_at) AS engaged_at FROM events"
+        " WHERE subscriber_id IN (SELECT subscriber_id FROM wanted)"
+        " AND type IN ('opened', 'clicked')"
+        " AND coalesce(properties, '') NOT LIKE '%\"machine\": true%'"
+        " GROUP BY 1) e ON e.subscriber_id = w.subscriber_id ORDER BY 1",
+        wanted=people.select(["subscriber_id", "ordinal"]),
+    )
+    return engaged.column("engaged_at")
+
+
+def leave_planned(rows: pa.Table, state: State, reason: str, now: datetime) -> Change:
+    """Move planned rows (their keys) on to a final state."""
+    move(State.PLANNED, state)
+    count = rows.num_rows
+    return Change(
+        "ledger",
+        Op.UPSERT,
+        pa.table(
+            {
+                "subscriber_id": rows.column("subscriber_id"),
+                "message_key": rows.column("message_key"),
+                "state": pa.repeat(str(state), count),
+                "reason": pa.repeat(reason, count),
+                "due_at": pa.nulls(count, pa.timestamp("us")),
+                "changed_at": pa.repeat(pa.scalar(now, pa.timestamp("us")), count),
+            }
+        ),
+    )
+
+
+def sweep(database: Database, now: datetime, campaign_id: int, limit: int) -> Change | None:
+    """Up to ``limit`` planned rows of a campaign, cancelled; None when there are none."""
+    rows = database.table(
+        "SELECT subscriber_id, message_key FROM ledger"
+        " WHERE due_at IS NOT NULL AND campaign_id = ? LIMIT ?",
+        [campaign_id, limit],
+    )
+    if not rows.num_rows:
+        return None
+    return leave_planned(rows, State.CANCELLED, "campaign cancelled", now)
+
+
+def _revocations(database: Database, campaign_id: int) -> tuple[Push, ...]:
+    senders = database.rows(
+        "SELECT DISTINCT sender FROM ledger"
+        " WHERE lease_id IS NOT NULL AND campaign_id = ? AND state = 'leased' ORDER BY 1",
+        [campaign_id],
+    )
+    return tuple(Push(sender, "revoke", (campaign_id, ())) for (sender,) in senders)
+
+
+def _checked_plan(definition: str, campaign_id: int) -> CampaignPlan:
+    if not definition:
+        raise InvalidRequest(
+            f"campaign {campaign_id} is new to this shard", path="definition", expected="its plan"
+        )
+    plan = CampaignPlan.from_json(definition)
+    if plan.campaign_id != campaign_id:
+        raise InvalidRequest(
+            f"the plan is of campaign {plan.campaign_id}",
+            path="definition.campaign_id",
+            expected=str(campaign_id),
+        )
+    return plan
+
+
+def _count(rows: pa.Table | None, state: State) -> int:
+    if rows is None:
+        return 0
+    return int(pc.sum(pc.equal(rows.column("state"), str(state))).as_py() or 0)
+
+
+def _page_answer(planned: int, suppressed: int, done: bool, last: int) -> dict[str, Any]:
+    return {"planned": planned, "suppressed": suppressed, "done": done, "last_subscriber": last}
+
+
+def _message_answer(message_key: int, state: str, reason: str | None) -> dict[str, Any]:
+    return {"message_key": message_key, "state": state, "reason": reason}
