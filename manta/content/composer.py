@@ -1,0 +1,213 @@
+"""From a template and a person to the bytes of a signed mail: the Sender's hot path.
+
+A ``Composer`` serves one campaign with one template version: all that does not depend on the person
+is worked out when it is made. ``compose`` is a function of (row, ref, now): the same arguments
+give the same bytes (RSA PKCS #1 v1.5 and Ed25519 sign deterministically), so a repeated
+delivery is the same mail with the same Message-ID.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from manta.content import dkim, mime
+from manta.content.dkim import DkimSigner
+from manta.content.links import clean_url
+from manta.content.templates import (
+    CompiledMail,
+    MailTemplate,
+    Rendered,
+    clean_values,
+    safe_address,
+)
+from manta.content.tokens import PATHS, Keyring, TokenKind, encode_piece
+from manta.content.unsubscribe import unsubscribe_headers
+from manta.errors import InvalidRequest
+from manta.ids import MessageRef
+
+KINDS = ("marketing", "transactional", "test")
+
+_BASE_URL = re.compile(r"https?://[A-Za-z0-9._-]+(?::\d{1,5})?(?:/[A-Za-z0-9._~/-]*)?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class MailSettings:
+    """What a campaign says about its mails besides the template.
+
+    ``base_url`` is where the tracking app answers; ``return_path_domain`` receives bounces.
+    A transactional mail carries no unsubscribe header and no unsubscribe link of its own.
+    """
+
+    campaign_id: int
+    base_url: str
+    return_path_domain: str
+    kind: str = "marketing"
+    track_opens: bool = True
+    track_clicks: bool = True
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise InvalidRequest(
+                f"no kind of mail {self.kind!r:.40}", path="kind", expected=", ".join(KINDS)
+            )
+        if len(self.base_url) > 200 or not _BASE_URL.fullmatch(self.base_url):
+            raise InvalidRequest(
+                f"not a base URL: {self.base_url!r:.80}",
+                path="base_url",
+                expected="https://host, at most 200 characters",
+            )
+        mime.check_address(f"b@{self.return_path_domain}", "return_path_domain")
+
+
+@dataclass(frozen=True, slots=True)
+class Composed:
+    """One mail: the envelope and the message, CRLF line ends, not dot-stuffed."""
+
+    mail_from: str
+    rcpt_to: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a person would get; links lead to where they lead, nothing is tracked."""
+
+    subject: str
+    from_name: str
+    html: str
+    text: str
+
+
+class Composer:
+    """Composes the mails of one campaign. Not for use by two threads at once."""
+
+    def __init__(
+        self,
+        template: MailTemplate | CompiledMail,
+        settings: MailSettings,
+        keyring: Keyring,
+        signers: Sequence[DkimSigner] = (),
+    ) -> None:
+        self.mail = template if isinstance(template, CompiledMail) else CompiledMail(template)
+        self.settings = settings
+        self._keyring = keyring
+        self._signers = tuple(signers)
+        base = settings.base_url.rstrip("/")
+        self._prefixes = {kind: f"{base}/{segment}/" for kind, segment in PATHS.items()}
+        self._links = [
+            (f"_c{link.position}", link.position, link.url, link.url.encode("ascii"))
+            for link in self.mail.links
+            if link.url
+        ]
+        self._encoded = [encode_piece(raw) for *_, raw in self._links]
+        self._id_domain = self.mail.from_email.rpartition("@")[2]
+        workspace = re.sub(r"[^A-Za-z0-9_-]", "-", keyring.current.workspace)[:40]
+        self._feedback_id = f"{settings.campaign_id}:{workspace}:{settings.kind}:manta"
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """The person's attributes to put into each row, besides ``email``."""
+        return self.mail.attributes
+
+    def compose(self, row: Mapping[str, Any], ref: MessageRef, now: datetime) -> Composed:
+        """The mail for a person.
+
+        ``row`` holds ``email`` and ``attributes`` by their names. Raises ``TemplateError`` where
+        the template fails on these values and ``InvalidRequest`` for an address that cannot be
+        mailed to; both concern this message only.
+        """
+        address = mime.check_address(row.get("email"))
+        rendered = self.render(row, ref)
+        fields, body = self.assemble(rendered, address, ref, now)
+        data = self.sign(fields, body, now)
+        local_part = self._keyring.verp_local_part(ref)
+        return Composed(f"{local_part}@{self.settings.return_path_domain}", address, data)
+
+    # -- the steps, apart for those who measure them ----------------------------------------------
+
+    def render(self, row: Mapping[str, Any], ref: MessageRef) -> Rendered:
+        values = clean_values(row, self.mail.attributes)
+        values["unsubscribe_url"] = self._url(TokenKind.UNSUBSCRIBE, ref)
+        values["view_url"] = self._url(TokenKind.VIEW, ref)
+        self._add_links(values, ref)
+        pixel = self._url(TokenKind.OPEN, ref) if self.settings.track_opens else ""
+        return self.mail.render(values, self._signer(ref), pixel)
+
+    def assemble(
+        self, rendered: Rendered, address: str, ref: MessageRef, now: datetime
+    ) -> tuple[list[tuple[str, str]], bytes]:
+        """(header fields, body) of the mail, unsigned."""
+        token = self._keyring.sign(TokenKind.UNSUBSCRIBE, ref, self.settings.campaign_id)
+        # The text of a person stands in the parts: the boundary must be one they cannot guess.
+        boundary = "=_" + self._keyring.boundary(ref)
+        fields = [
+            ("From", mime.mailbox(rendered.from_name, self.mail.from_email)),
+            ("To", address),
+            ("Subject", mime.unstructured(rendered.subject)),
+            ("Date", mime.date_text(now)),
+            ("Message-ID", mime.message_id(ref, self._id_domain)),
+        ]
+        if self.mail.reply_to:
+            fields.append(("Reply-To", self.mail.reply_to))
+        if self.settings.kind != "transactional":
+            fields += unsubscribe_headers(self._prefixes[TokenKind.UNSUBSCRIBE] + token)
+        fields += [
+            ("Feedback-ID", self._feedback_id),
+            ("MIME-Version", "1.0"),
+            ("Content-Type", mime.alternative_type(boundary)),
+        ]
+        return fields, mime.alternative(rendered.text, rendered.html, boundary)
+
+    def sign(self, fields: list[tuple[str, str]], body: bytes, now: datetime) -> bytes:
+        """The message's bytes with the DKIM signatures first."""
+        timestamp = int(now.replace(tzinfo=UTC).timestamp())
+        signatures = dkim.sign(fields, body, self._signers, timestamp)
+        return b"".join((mime.fields_text([*signatures, *fields]), b"\r\n", body))
+
+    # -- links -------------------------------------------------------------------------------------
+
+    def _url(self, kind: TokenKind, ref: MessageRef) -> str:
+        return self._prefixes[kind] + self._keyring.sign_prepared(
+            kind, ref, self.settings.campaign_id, 0, b"", ""
+        )
+
+    def _add_links(self, values: dict[str, Any], ref: MessageRef) -> None:
+        if not self.settings.track_clicks:
+            values.update((name, url) for name, _, url, _ in self._links)
+            return
+        sign = self._keyring.sign_prepared
+        prefix, campaign = self._prefixes[TokenKind.CLICK], self.settings.campaign_id
+        for (name, position, _, raw), encoded in zip(self._links, self._encoded, strict=True):
+            values[name] = prefix + sign(TokenKind.CLICK, ref, campaign, position, raw, encoded)
+
+    def _signer(self, ref: MessageRef) -> Callable[[int, str], str]:
+        def sign(position: int, url: str) -> str:
+            target = clean_url(url) if position >= 0 and self.settings.track_clicks else ""
+            if not target:
+                return safe_address(url)
+            token = self._keyring.sign(
+                TokenKind.CLICK, ref, self.settings.campaign_id, position, target
+            )
+            return self._prefixes[TokenKind.CLICK] + token
+
+        return sign
+
+
+def preview(template: MailTemplate | CompiledMail, row: Mapping[str, Any]) -> Preview:
+    """The texts that a person with these values would get. Raises ``TemplateError``."""
+    mail = template if isinstance(template, CompiledMail) else CompiledMail(template)
+    values = clean_values(row, mail.attributes)
+    values["unsubscribe_url"] = "#unsubscribe"
+    values["view_url"] = "#view"
+    values.update((f"_c{link.position}", link.url) for link in mail.links if link.url)
+    rendered = mail.render(values, lambda _, url: safe_address(url))
+    return Preview(
+        mime.header_text(rendered.subject),
+        mime.header_text(rendered.from_name, 120),
+        rendered.html,
+        rendered.text,
+    )
