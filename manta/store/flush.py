@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, datetime, time
 from io import BytesIO
 
 import numpy as np
@@ -122,22 +122,21 @@ class Snapshot:
         return files
 
     def read(self) -> None:
-        """Take the rows out of the database and let the pin go."""
-        pin, self._pin = self._pin, None
-        if pin is None:
+        """Take the rows out of the database and let the pin go; once."""
+        if self._pin is None:
             return
-        try:
-            for table, keys in self._dirty.items():
-                rows = _present_rows(pin, table, pa.concat_tables(keys), self.sequence)
-                self._tables.append((table, DELTA, rows))
-        finally:
-            pin.close()
+        tables = [
+            (table, DELTA, _present_rows(self._pin, table, pa.concat_tables(keys), self.sequence))
+            for table, keys in self._dirty.items()
+        ]
         if self._events:
             rows = pa.concat_tables(self._events, promote_options="default")
-            self._tables.extend(split_events(rows))
+            tables.extend(split_events(rows))
         if self._keys:
-            self._tables.append((KEYS, KEY_FILE, _key_table(self._keys)))
-        self._dirty, self._events, self._keys = {}, [], {}
+            tables.append((KEYS, KEY_FILE, _key_table(self._keys)))
+        self._tables = tables
+        self._pin.close()
+        self._pin, self._dirty, self._events, self._keys = None, {}, [], {}
 
 
 def _present_rows(pin: Reader, table: str, keys: pa.Table, sequence: int) -> pa.Table:
@@ -188,6 +187,8 @@ def file_entry(path: str, rows: pa.Table, size_bytes: int, kind: str, sequence: 
     if kind in (HOT, HISTORY):
         times = pc.min_max(rows.column("occurred_at"))
         earliest, latest = times["min"].as_py(), times["max"].as_py()
+    elif kind == KEY_FILE:
+        latest = datetime.combine(pc.max(rows.column("day")).as_py(), time.min)
     return FileEntry(
         path=path,
         rows=rows.num_rows,

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from random import Random
 from typing import Any, Protocol
@@ -40,6 +40,7 @@ from manta.store.flush import Snapshot, Tail
 from manta.store.journal import Entry, Journal
 from manta.store.keys import KeyMemory
 from manta.store.load import hot_since, load_files
+from manta.store.maintenance import Maintenance
 from manta.store.manifest import Manifest, Manifests, recover
 from manta.store.objects import ObjectStore
 from manta.store.settings import ShardSettings
@@ -156,7 +157,10 @@ class ShardStore:
         self.figures = Figures()
         self.epoch = 0
         self.sequence = 0
-        self.manifest: Manifest | None = None
+        self.maintenance = Maintenance(
+            objects, self.manifests, self.journal, self.lake_prefix, self.settings, clock
+        )
+        self._frozen: Snapshot | None = None
         self._clock, self._random = clock, random
         self._hooks = [_HookState(hook) for hook in hooks]
         self._latest = datetime.min
@@ -170,8 +174,9 @@ class ShardStore:
         (a person has to look), ``Fenced``.
         """
         recovered = recover(self.journal, self.manifests, self._restore, self._replay)
-        self.manifest = recovered.manifest
         self.epoch, self.sequence = recovered.taken
+        base = recovered.manifest or Manifest(0, self.role, self.epoch, 0)
+        self.maintenance.start_from(replace(base, epoch=self.epoch))
         self.database.lock_down()
         self.keys.forget(self._now())
         for state in self._hooks:
@@ -360,13 +365,30 @@ class ShardStore:
         """A cursor for another thread; close it."""
         return self.database.reader()
 
-    def freeze_due(self) -> bool:
-        """Whether enough has been written since the last flush to flush again."""
-        return self.tail.is_due(self.settings, self._clock.monotonic())
+    def freeze(self, *, even_if_early: bool = False) -> bool:
+        """In the writer's thread: hand the tail to the next ``maintain`` if it is due.
 
-    def freeze(self) -> Snapshot:
-        """Pin what is committed now for a flush; the writer goes on at once."""
-        return self.tail.freeze(self.database, self.epoch, self.sequence)
+        True when there is something to flush. The writer goes on at once.
+        """
+        due = self.tail.is_due(self.settings, self._clock.monotonic())
+        if self._frozen is None and (due or (even_if_early and self.tail.since_s is not None)):
+            self._frozen = self.tail.freeze(self.database, self.epoch, self.sequence)
+        return self._frozen is not None
+
+    def maintain(self) -> None:
+        """In the maintenance thread: flush what is frozen, merge files, collect garbage.
+
+        Raises ``StoreUnavailable`` and ``OutcomeUnknown`` (call again later), ``Damaged``, and
+        ``Stopped`` when another owner has taken over.
+        """
+        try:
+            if self._frozen is not None:
+                self.maintenance.flush(self._frozen)
+                self._frozen = None
+            self.maintenance.compact()
+            self.maintenance.collect_garbage()
+        except Fenced as error:
+            raise Stopped(f"{error.code}: {error}") from error
 
     def close(self) -> None:
         self.database.close()

@@ -1,0 +1,167 @@
+"""Flush, compaction and garbage of one shard, beside the writer.
+
+Owns the shard's manifests. One thread calls this; it shares with the writer only the frozen tail
+(``manta.store.flush.Snapshot``) that is handed over. Order: files → manifest → truncate the
+journal. On crash between any two of them the newest manifest and the journal still say everything;
+files that no manifest names are deleted a day later.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+from manta.clock import Clock
+from manta.store.compaction import Merge, MergedFile, plan, run_merge
+from manta.store.flush import KEYS, Snapshot
+from manta.store.journal import Journal
+from manta.store.keys import KEPT
+from manta.store.load import local_files
+from manta.store.manifest import FileEntry, Manifest, Manifests
+from manta.store.objects import ObjectStore
+from manta.store.settings import ShardSettings
+
+Files = dict[str, tuple[FileEntry, ...]]
+GARBAGE_EVERY_S = 6 * 3600.0
+_MERGES_MAX = 8  # in one call, so that a flush never waits long
+
+
+@dataclass
+class MaintenanceFigures:
+    """Counts since the start of this process; sizes are of Parquet files."""
+
+    flushes: int = 0
+    flushed_bytes: int = 0
+    merges: int = 0
+    merged_bytes: int = 0
+    flush_s: float = 0.0
+    live_files: int = 0
+    live_bytes: int = 0
+
+    @property
+    def write_amplification(self) -> float:
+        """Bytes written to the lake for each byte that was flushed."""
+        if not self.flushed_bytes:
+            return 0.0
+        return (self.flushed_bytes + self.merged_bytes) / self.flushed_bytes
+
+
+class Maintenance:
+    """See the module.
+
+    Raises ``StoreUnavailable`` or ``OutcomeUnknown`` (call again: both are safe to repeat),
+    ``Fenced`` (stop), ``Damaged``.
+    """
+
+    def __init__(
+        self,
+        objects: ObjectStore,
+        manifests: Manifests,
+        journal: Journal,
+        lake_prefix: str,
+        settings: ShardSettings,
+        clock: Clock,
+    ) -> None:
+        self._objects, self._manifests, self._journal = objects, manifests, journal
+        self._lake_prefix, self._settings, self._clock = lake_prefix, settings, clock
+        self.figures = MaintenanceFigures()
+        self.manifest = Manifest(0, "", 0, 0)
+        self._merges = 0
+        self._garbage_at_s = clock.monotonic() + GARBAGE_EVERY_S
+
+    def start_from(self, manifest: Manifest) -> None:
+        """What recovery found, with this owner's epoch."""
+        self.manifest = manifest
+        self._count()
+
+    def flush(self, snapshot: Snapshot) -> None:
+        """Make a frozen tail durable as files and let the journal go up to it."""
+        started_s = self._clock.monotonic()
+        written = snapshot.write(self._objects, self._lake_prefix)
+        files: Files = {table: tuple(entries) for table, entries in self.manifest.files.items()}
+        for table, entries in written.items():
+            files[table] = (*files.get(table, ()), *entries)
+        self._publish(
+            replace(self.manifest, journal_sequence=snapshot.sequence, files=self._living(files))
+        )
+        self.figures.flushes += 1
+        self.figures.flushed_bytes += sum(e.size_bytes for es in written.values() for e in es)
+        self.figures.flush_s = self._clock.monotonic() - started_s
+        self._journal.truncate(snapshot.sequence)
+
+    def compact(self) -> int:
+        """Do the merges that are due, a few at most; how many."""
+        for done in range(_MERGES_MAX):
+            merge = plan(self.manifest.files, self._settings)
+            if merge is None:
+                return done
+            self._do(merge)
+        return _MERGES_MAX
+
+    def collect_garbage(self) -> None:
+        """Every few hours: delete what no manifest has named for a day."""
+        if self._clock.monotonic() >= self._garbage_at_s:
+            self._manifests.collect_garbage(self._lake_prefix)
+            self._garbage_at_s = self._clock.monotonic() + GARBAGE_EVERY_S
+
+    def _do(self, merge: Merge) -> None:
+        keys_since = (self._clock.now() - KEPT).date()
+        with (
+            tempfile.TemporaryDirectory(prefix="manta-merge-") as scratch,
+            local_files(self._objects, merge.inputs) as paths,
+        ):
+            memory_mb = self._settings.maintenance_memory_mb
+            outputs = run_merge(merge, paths, Path(scratch), memory_mb, keys_since)
+            entries = [self._store(merge, output) for output in outputs]
+        part = merge.part
+        files = dict(self.manifest.files)
+        left = [file for file in files[part.table] if file not in merge.inputs]
+        files[part.table] = (*left, *entries)
+        self._publish(replace(self.manifest, files=files))
+        self.figures.merges += 1
+        self.figures.merged_bytes += sum(entry.size_bytes for entry in entries)
+
+    def _store(self, merge: Merge, output: MergedFile) -> FileEntry:
+        self._merges += 1
+        sequence_to = max(file.sequence_to for file in merge.inputs)
+        folder = f"{self._lake_prefix}/{merge.part.table}"
+        if output.month:
+            folder = f"{folder}/{output.month}"
+        # Never a name that was used before: a manifest of unknown outcome may name that file.
+        epoch = self.manifest.epoch
+        name = f"{epoch:06d}-{sequence_to:012d}-m{self._merges:06d}-{merge.part.kind}.parquet"
+        path = f"{folder}/{name}"
+        self._objects.put_file(path, str(output.local))
+        return FileEntry(
+            path=path,
+            rows=output.rows,
+            size_bytes=output.size_bytes,
+            kind=merge.part.kind,
+            min_time=output.min_time,
+            max_time=output.max_time,
+            sequence_from=min(file.sequence_from for file in merge.inputs),
+            sequence_to=sequence_to,
+        )
+
+    def _living(self, files: Files) -> Files:
+        """Without the files of keys that are all forgotten."""
+        oldest = datetime.combine((self._clock.now() - KEPT).date(), datetime.min.time())
+        kept = {table: entries for table, entries in files.items() if table != KEYS}
+        keys = tuple(e for e in files.get(KEYS, ()) if e.max_time is None or e.max_time >= oldest)
+        return kept | ({KEYS: keys} if keys else {})
+
+    def _publish(self, manifest: Manifest) -> None:
+        self.manifest = self._manifests.publish(manifest)
+        self._count()
+
+    def _count(self) -> None:
+        entries = list(_entries(self.manifest))
+        self.figures.live_files = len(entries)
+        self.figures.live_bytes = sum(entry.size_bytes for entry in entries)
+
+
+def _entries(manifest: Manifest) -> Iterable[FileEntry]:
+    return (entry for entries in manifest.files.values() for entry in entries)
