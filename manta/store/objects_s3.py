@@ -33,18 +33,21 @@ from manta.store.objects import (
 )
 
 _TAKEN = (raised.AlreadyExistsError, raised.PreconditionError)
+_ABSENT = (raised.NotFoundError, FileNotFoundError)  # which of them depends on the library
 _REFUSED = (
     raised.PermissionDeniedError,
     raised.UnauthenticatedError,
-    raised.NotFoundError,
+    *_ABSENT,
     raised.InvalidPathError,
     raised.NotSupportedError,
     raised.UnknownConfigurationKeyError,
 )
 _OPTIONS = frozenset({"endpoint", "region"})
+# The journal gives an undecided append ten seconds: one conditional write and one read must fit.
 _CONDITIONAL_TIMEOUT_S = 5
+_SILENCE_S = 3
 _TRANSFER_TIMEOUT_S = 120
-_RETRY_S = 15
+_TRANSFER_SILENCE_S = 15
 
 
 def open_s3(root: str) -> S3Objects:
@@ -78,24 +81,26 @@ class S3Objects:
         if self._endpoint:
             config["endpoint"] = self._endpoint
 
-        def store(timeout_s: int, retries: int) -> Any:
+        def store(timeout_s: int, silence_s: int, retries: int) -> Any:
             return S3Store(
                 bucket,
                 prefix=prefix or None,
                 config=config,
                 client_options={
                     "timeout": timedelta(seconds=timeout_s),
-                    "connect_timeout": timedelta(seconds=_CONDITIONAL_TIMEOUT_S),
+                    "read_timeout": timedelta(seconds=silence_s),
+                    "connect_timeout": timedelta(seconds=_SILENCE_S),
                     "allow_http": self._endpoint.startswith("http://"),
                 },
                 retry_config={
                     "max_retries": retries,
-                    "retry_timeout": timedelta(seconds=_RETRY_S),
+                    "retry_timeout": timedelta(seconds=silence_s),
                 },
             )
 
-        self._once = store(_CONDITIONAL_TIMEOUT_S, 0)
-        self._store = store(_TRANSFER_TIMEOUT_S, 5)
+        self._once = store(_CONDITIONAL_TIMEOUT_S, _CONDITIONAL_TIMEOUT_S, 0)
+        self._reads = store(_TRANSFER_TIMEOUT_S, _SILENCE_S, 2)
+        self._store = store(_TRANSFER_TIMEOUT_S, _TRANSFER_SILENCE_S, 5)
 
     def put_if_absent(self, path: str, data: bytes) -> None:
         check_path(path)
@@ -117,13 +122,13 @@ class S3Objects:
     def _upload(self, path: str, content: bytes | Path) -> None:
         try:
             obstore.put(self._store, check_path(path), content)
-        except raised.BaseError as fault:
+        except (raised.BaseError, OSError) as fault:
             self._fail(fault, path)
 
     def get(self, path: str) -> bytes | None:
         try:
-            return bytes(obstore.get(self._store, check_path(path)).bytes())
-        except (raised.NotFoundError, FileNotFoundError) as fault:
+            return bytes(obstore.get(self._reads, check_path(path)).bytes())
+        except _ABSENT as fault:
             self._absent(fault, path)
             return None
         except raised.BaseError as fault:
@@ -136,7 +141,7 @@ class S3Objects:
                 for chunk in obstore.get(self._store, check_path(path)).stream():
                     handle.write(chunk)
             part.replace(target)
-        except (raised.NotFoundError, FileNotFoundError) as fault:
+        except _ABSENT as fault:
             part.unlink(missing_ok=True)
             self._absent(fault, path)
             return False
@@ -146,8 +151,8 @@ class S3Objects:
 
     def stat(self, path: str) -> ObjectStat | None:
         try:
-            found = obstore.head(self._store, check_path(path))
-        except (raised.NotFoundError, FileNotFoundError):
+            found = obstore.head(self._reads, check_path(path))
+        except _ABSENT:
             return None
         except raised.BaseError as fault:
             self._fail(fault, path)
@@ -156,9 +161,9 @@ class S3Objects:
 
     def list(self, prefix: str) -> list[str]:
         try:
-            pages = obstore.list(self._store, check_prefix(prefix).rstrip("/") or None)
+            pages = obstore.list(self._reads, check_prefix(prefix).rstrip("/") or None)
             return sorted(found["path"] for page in pages for found in page)
-        except raised.BaseError as fault:
+        except (raised.BaseError, OSError) as fault:
             self._fail(fault, prefix)
 
     def delete(self, paths: Iterable[str]) -> None:
@@ -167,11 +172,11 @@ class S3Objects:
             return
         try:
             obstore.delete(self._store, names)
-        except (raised.NotFoundError, FileNotFoundError):
+        except _ABSENT:
             for name in names:  # a store that minds: one by one
                 try:
                     obstore.delete(self._store, name)
-                except (raised.NotFoundError, FileNotFoundError):
+                except _ABSENT:
                     pass
         except raised.BaseError as fault:
             self._fail(fault, names[0])
