@@ -588,7 +588,7 @@ async def test_nobody_listens():
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     reply = await refused(port)
-    assert reply.code == 0 and "refused" in reply.text.lower() or "111" in reply.text
+    assert reply.code == 0 and "111" in reply.text
     reply = await SmtpConnector(EgressSource(host="no.invalid"), "", QUICK).connect()
     assert isinstance(reply, Reply) and reply.reason == "no connection"
 

@@ -1,0 +1,99 @@
+"""When to try again: a message that was deferred, and a lane that cannot be connected.
+
+A deferred message waits exponentially longer within its age limit (RFC 5321 §4.5.4.1 asks for at
+least 30 minutes later on and for 4 to 5 days in all); the wait is jittered, so that what was
+deferred together does not come back together. A lane whose connections fail one after another
+pauses as a whole: its messages are not touched, no attempt of theirs is used up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from random import Random
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """``jitter`` is the greatest part by which a wait is shortened or lengthened."""
+
+    first_wait_s: float = 20 * 60.0
+    factor: float = 2.0
+    wait_s_max: float = 6 * 3600.0
+    jitter: float = 0.25
+    age_s_max: float = 5 * 86_400.0
+    attempts_max: int = 100
+
+    def __post_init__(self) -> None:
+        if not (
+            0 < self.first_wait_s <= self.wait_s_max
+            and self.factor >= 1
+            and 0 <= self.jitter < 1
+            and self.age_s_max > 0
+            and self.attempts_max >= 1
+        ):
+            raise ValueError(
+                f"{self}: expected 0 < first_wait_s <= wait_s_max, factor >= 1, 0 <= jitter < 1, "
+                "age_s_max > 0, attempts_max >= 1"
+            )
+
+    def due_at(
+        self,
+        attempts: int,
+        planned_at: datetime,
+        expires_at: datetime | None,
+        now: datetime,
+        random: Random,
+    ) -> datetime | None:
+        """When a message is tried again that has been tried ``attempts`` (≥ 1) times.
+
+        ``None``: not within its age or before it expires; it is over.
+        """
+        if attempts >= self.attempts_max:
+            return None
+        doublings = min(attempts - 1, 64)
+        wait_s = min(self.first_wait_s * self.factor**doublings, self.wait_s_max)
+        due = now + timedelta(seconds=jittered(wait_s, self.jitter, random))
+        last = planned_at + timedelta(seconds=self.age_s_max)
+        if expires_at is not None:
+            last = min(last, expires_at)
+        return due if due <= last else None
+
+
+@dataclass(frozen=True)
+class BackoffPolicy:
+    """Of a lane whose connections fail. The first failures wait shortly: most pass at once."""
+
+    first_wait_s: float = 1.0
+    factor: float = 2.0
+    wait_s_max: float = 300.0
+    jitter: float = 0.25
+
+
+@dataclass(frozen=True)
+class LaneBackoff:
+    """The connection failures of a lane in a row; times are monotonic seconds."""
+
+    failures: int = 0
+    until_s: float = 0.0
+
+    def failed(self, policy: BackoffPolicy, now_s: float, random: Random) -> LaneBackoff:
+        """After one more failure. Failures of one moment, on several connections, count once."""
+        if now_s < self.until_s:
+            return self
+        wait_s = min(
+            policy.first_wait_s * policy.factor ** min(self.failures, 64), policy.wait_s_max
+        )
+        return LaneBackoff(self.failures + 1, now_s + jittered(wait_s, policy.jitter, random))
+
+    def wait_s(self, now_s: float) -> float:
+        """Seconds until the lane may connect again."""
+        return max(0.0, self.until_s - now_s)
+
+
+CALM = LaneBackoff()
+
+
+def jittered(wait_s: float, jitter: float, random: Random) -> float:
+    """``wait_s`` times a random factor from 1 - jitter to 1 + jitter."""
+    return wait_s * random.uniform(1 - jitter, 1 + jitter)
