@@ -31,7 +31,6 @@ from manta.store.entries import Group
 from manta.store.keys import Hashes
 from manta.store.manifest import FileEntry
 from manta.store.objects import ObjectStore
-from manta.store.settings import ShardSettings
 
 FORMAT_VERSION = 1
 FORMAT_METADATA = {"manta.format": str(FORMAT_VERSION)}
@@ -63,13 +62,6 @@ class Tail:
         self.size_bytes += size_bytes
         if self.since_s is None:
             self.since_s = at_s
-
-    def is_due(self, settings: ShardSettings, at_s: float) -> bool:
-        """Enough bytes, or old enough; an empty tail never is."""
-        if self.since_s is None:
-            return False
-        old = at_s - self.since_s >= settings.flush_after_s
-        return old or self.size_bytes >= settings.flush_bytes
 
     def freeze(self, database: ShardDatabase, epoch: int, sequence: int) -> Snapshot:
         """Hand over all that was noted, pinned to now, and start afresh."""

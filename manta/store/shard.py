@@ -339,7 +339,7 @@ class ShardStore:
     # -- hooks -----------------------------------------------------------------------------------
 
     def run_hooks(self) -> HookResult:
-        """Call the hooks that are due. ``next_wake`` is the least instant any hook waits for."""
+        """In the writer's thread: call the hooks that are due and join what they want."""
         now = self._now()
         pushes: list[Push] = []
         commands: list[Command] = []
@@ -351,8 +351,16 @@ class ShardStore:
             state.wake = result.next_wake
             pushes.extend(result.pushes)
             commands.extend(result.commands)
+        return HookResult(tuple(pushes), tuple(commands), self.next_wake())
+
+    def next_wake(self) -> datetime | None:
+        """The least instant that a hook waits for."""
         wakes = [state.wake for state in self._hooks if state.wake is not None]
-        return HookResult(tuple(pushes), tuple(commands), min(wakes, default=None))
+        return min(wakes, default=None)
+
+    def hooks_due(self) -> bool:
+        wake = self.next_wake()
+        return wake is not None and wake <= self._now()
 
     def _earliest(self, state: _HookState) -> datetime:
         if state.last is None:
@@ -365,13 +373,23 @@ class ShardStore:
         """A cursor for another thread; close it."""
         return self.database.reader()
 
+    def flush_in_s(self) -> float | None:
+        """Seconds until the tail is to be flushed, 0 if it is time, ``None`` if it is empty."""
+        if self.tail.since_s is None:
+            return None
+        if self.tail.size_bytes >= self.settings.flush_bytes:
+            return 0.0
+        age_s = self._clock.monotonic() - self.tail.since_s
+        return max(0.0, self.settings.flush_after_s - age_s)
+
     def freeze(self, *, even_if_early: bool = False) -> bool:
         """In the writer's thread: hand the tail to the next ``maintain`` if it is due.
 
         True when there is something to flush. The writer goes on at once.
         """
-        due = self.tail.is_due(self.settings, self._clock.monotonic())
-        if self._frozen is None and (due or (even_if_early and self.tail.since_s is not None)):
+        in_s = self.flush_in_s()
+        due = in_s is not None and (even_if_early or in_s == 0)
+        if self._frozen is None and due:
             self._frozen = self.tail.freeze(self.database, self.epoch, self.sequence)
         return self._frozen is not None
 
