@@ -72,16 +72,6 @@ class Composed:
     data: bytes
 
 
-@dataclass(frozen=True)
-class Preview:
-    """What a person would get; links lead to where they lead, nothing is tracked."""
-
-    subject: str
-    from_name: str
-    html: str
-    text: str
-
-
 class Composer:
     """Composes the mails of one campaign. Not for use by two threads at once."""
 
@@ -195,19 +185,3 @@ class Composer:
             return self._prefixes[TokenKind.CLICK] + token
 
         return sign
-
-
-def preview(template: MailTemplate | CompiledMail, row: Mapping[str, Any]) -> Preview:
-    """The texts that a person with these values would get. Raises ``TemplateError``."""
-    mail = template if isinstance(template, CompiledMail) else CompiledMail(template)
-    values = clean_values(row, mail.attributes)
-    values["unsubscribe_url"] = "#unsubscribe"
-    values["view_url"] = "#view"
-    values.update((f"_c{link.position}", link.url) for link in mail.links if link.url)
-    rendered = mail.render(values, lambda _, url: safe_address(url))
-    return Preview(
-        mime.header_text(rendered.subject),
-        mime.header_text(rendered.from_name, 120),
-        rendered.html,
-        rendered.text,
-    )

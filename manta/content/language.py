@@ -346,13 +346,14 @@ def _check_depth(found: Iterable[tuple[int, str, str]], path: str) -> None:
 def parse(source: str, path: str, html: bool) -> nodes.Template:
     """The tree of a part as its author wrote it, checked. Raises ``TemplateError``."""
     symbols(source, path)
-    tree = _parse(source, path, html)
+    tree = parse_unchecked(source, path, html)
     for line, problem in problems(tree):
         raise TemplateError(problem, path=path, line=line)
     return tree
 
 
-def _parse(source: str, path: str, html: bool) -> nodes.Template:
+def parse_unchecked(source: str, path: str, html: bool) -> nodes.Template:
+    """The tree of a source that passed ``symbols``, whatever is in it."""
     try:
         return (HTML if html else TEXT).parse(source)
     except TemplateSyntaxError as error:
@@ -510,7 +511,7 @@ class Part:
         self.path = path
         self._line_of = line_of
         environment = HTML if html else TEXT
-        tree = _Guard().visit(_parse(source, path, html))
+        tree = _Guard().visit(parse_unchecked(source, path, html))
         try:
             code = environment.compile(tree, path, f"<{path}>")
         except (TemplateSyntaxError, RecursionError, ValueError, SyntaxError) as error:

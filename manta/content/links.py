@@ -21,7 +21,7 @@ from manta.content.tokens import URL_BYTES_MAX
 
 LINKS_MAX = 1_000
 OPT_OUT = "data-manta-track"
-_LINKING = frozenset({"a", "area", "v:roundrect", "v:rect", "v:shape", "v:oval"})
+LINKING_ELEMENTS = frozenset({"a", "area", "v:roundrect", "v:rect", "v:shape", "v:oval"})
 _WEB = re.compile(r"https?://[^/?#\s]", re.IGNORECASE)
 _KEPT = re.compile(r"(?:mailto:|tel:|sms:|#)", re.IGNORECASE)
 _OWN_LINK = re.compile(rf"\{{\{{-?\s*(?:{'|'.join(GLOBALS)})\s*-?\}}\}}")
@@ -64,7 +64,7 @@ def rewrite_links(html: str, protected: Protected, path: str = "html") -> tuple[
 def _rewrite(html: str, protected: Protected, links: list[Link], path: str) -> str:
     out: list[str] = []
     for piece in scan(html):
-        if piece.kind is Kind.OPEN and piece.name in _LINKING:
+        if piece.kind is Kind.OPEN and piece.name in LINKING_ELEMENTS:
             out.append(_rewrite_tag(piece.text, protected, links, path))
         elif piece.kind is Kind.COMMENT and piece.text.startswith("<!--["):
             inner = piece.text[4:-3] if piece.text.endswith("-->") else piece.text[4:]

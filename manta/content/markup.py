@@ -222,6 +222,12 @@ class Protected:
                 text = text.replace(begin, self.add("{{ '{' }}") + begin[1])
         return text
 
+    def source_line(self, position: int) -> int:
+        """The author's line of a place in the protected text as it was first made."""
+        before = self.text[:position]
+        inside = sum(self.tag(found[1]).count("\n") for found in self.word.finditer(before))
+        return 1 + before.count("\n") + inside
+
     def restore(self, text: str) -> tuple[str, Callable[[int], int]]:
         """The template source, and the author's line for a line of it."""
         pieces: list[str] = []

@@ -31,12 +31,13 @@ from manta.content.language import (
 )
 from manta.content.links import Link, is_kept, rewrite_links
 from manta.content.markup import Protected
-from manta.content.mime import check_address
+from manta.content.mime import check_address, header_text
 from manta.content.text import text_from_html, tidy
 from manta.errors import InvalidRequest
 
 VALUES_MAX = 10_000  # plain values in one person's lists and groups
 VALUE_DEPTH_MAX = 6
+_LINK_BYTES = 120
 
 # Controls but line feed and tab, and surrogates: never of use in a mail, and not all of them legal.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
@@ -118,6 +119,8 @@ class CompiledMail:
         self.links: tuple[Link, ...] = tuple(links)
         page = self._with_preheader(page, protected)
         source, line_of = protected.restore(_with_pixel(page, protected))
+        #: About the octets of the HTML part: a signed link is longer than what stands for it.
+        self.page_bytes = len(source.encode()) + _LINK_BYTES * len(links)
         self._html = Part(source, "html", html=True, line_of=line_of)
 
     def _text_part(self, protected: Protected) -> Part:
@@ -159,6 +162,32 @@ class CompiledMail:
             self._html.render(values),
             tidy(self._text.render(values)),
         )
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a person would get; links lead to where they lead, nothing is tracked."""
+
+    subject: str
+    from_name: str
+    html: str
+    text: str
+
+
+def preview(template: MailTemplate | CompiledMail, row: Mapping[str, Any]) -> Preview:
+    """The texts that a person with these values would get. Raises ``TemplateError``."""
+    mail = template if isinstance(template, CompiledMail) else CompiledMail(template)
+    values = clean_values(row, mail.attributes)
+    values["unsubscribe_url"] = "#unsubscribe"
+    values["view_url"] = "#view"
+    values.update((f"_c{link.position}", link.url) for link in mail.links if link.url)
+    rendered = mail.render(values, lambda _, url: safe_address(url))
+    return Preview(
+        header_text(rendered.subject),
+        header_text(rendered.from_name, 120),
+        rendered.html,
+        rendered.text,
+    )
 
 
 def safe_address(url: str) -> str:
