@@ -1,63 +1,52 @@
 """When to try again: a message that was deferred, and a lane that cannot be connected.
 
-A deferred message waits exponentially longer within its age limit (RFC 5321 §4.5.4.1 asks for at
-least 30 minutes later on and for 4 to 5 days in all); the wait is jittered, so that what was
-deferred together does not come back together. A lane whose connections fail one after another
+A deferred message waits exponentially longer, so often that it is given up after 4 to 5 days (RFC
+5321 §4.5.4.1); the wait is jittered, so that what was deferred together does not come back
+together. A lane whose connections fail one after another
 pauses as a whole: its messages are not touched, no attempt of theirs is used up.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from random import Random
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """``jitter`` is the greatest part by which a wait is shortened or lengthened."""
+    """Of a deferred message. The defaults give up after 4 to 5 days.
+
+    ``jitter`` is the greatest part by which a wait is shortened or lengthened.
+    """
 
     first_wait_s: float = 20 * 60.0
     factor: float = 2.0
-    wait_s_max: float = 6 * 3600.0
+    wait_s_max: float = 4 * 3600.0
     jitter: float = 0.25
-    age_s_max: float = 5 * 86_400.0
-    attempts_max: int = 100
+    attempts_max: int = 32
 
     def __post_init__(self) -> None:
         if not (
             0 < self.first_wait_s <= self.wait_s_max
             and self.factor >= 1
             and 0 <= self.jitter < 1
-            and self.age_s_max > 0
             and self.attempts_max >= 1
         ):
             raise ValueError(
                 f"{self}: expected 0 < first_wait_s <= wait_s_max, factor >= 1, 0 <= jitter < 1, "
-                "age_s_max > 0, attempts_max >= 1"
+                "attempts_max >= 1"
             )
 
-    def due_at(
-        self,
-        attempts: int,
-        planned_at: datetime,
-        expires_at: datetime | None,
-        now: datetime,
-        random: Random,
-    ) -> datetime | None:
-        """When a message is tried again that has been tried ``attempts`` (≥ 1) times.
+    def wait_s(self, attempts: int, random: Random) -> float | None:
+        """Seconds until the next try of a message that has been tried ``attempts`` (≥ 1) times.
 
-        ``None``: not within its age or before it expires; it is over.
+        ``None``: it has been tried often enough. That it expires first is for its ledger to say.
         """
         if attempts >= self.attempts_max:
             return None
         doublings = min(attempts - 1, 64)
         wait_s = min(self.first_wait_s * self.factor**doublings, self.wait_s_max)
-        due = now + timedelta(seconds=jittered(wait_s, self.jitter, random))
-        last = planned_at + timedelta(seconds=self.age_s_max)
-        if expires_at is not None:
-            last = min(last, expires_at)
-        return due if due <= last else None
+        return jittered(wait_s, self.jitter, random)
 
 
 @dataclass(frozen=True)

@@ -29,19 +29,18 @@ from manta.delivery.attempts import Attempt, Entry, refs_of
 from manta.delivery.leasing import LEASE_ROWS_MAX, Grant, Lease
 from manta.delivery.outcomes import Outcome, OutcomeKind, outcomes_table
 from manta.delivery.replies import Reply, Verdict
+from manta.delivery.retry import RetryPolicy, jittered
 from manta.delivery.settling import Settle
 from manta.ids import MessageRef
 
 
 @dataclass(frozen=True)
 class SendingSettings:
-    """How a Sender works. Backoff doubles from ``defer_first_s`` and is spread by ±25 %."""
+    """How a Sender works."""
 
     fresh_s: float = 5.0  # from the shard's check to DATA
-    defer_first_s: float = 300.0
-    defer_max_s: float = 4 * 3600.0
     not_sent_retry_s: float = 30.0  # the connection failed; nothing was said about the message
-    attempts_max: int = 30  # then a deferral is a failure
+    retry: RetryPolicy = RetryPolicy()  # when they are used up, a deferral is a failure
 
 
 class Phase(StrEnum):
@@ -408,25 +407,18 @@ def outcome_of(
     kind = OutcomeKind.RETURNED
     due_at, reason = None, reply.reason
     if reply.verdict is Verdict.NOT_SENT:
-        due_at = now + timedelta(seconds=_spread(settings.not_sent_retry_s, random))
-    elif reply.verdict is Verdict.DEFERRED and attempts_before + 1 < settings.attempts_max:
-        kind = OutcomeKind.DEFERRED
-        due_at = now + timedelta(seconds=backoff_s(attempts_before, random, settings))
+        wait_s = jittered(settings.not_sent_retry_s, settings.retry.jitter, random)
+        due_at = now + timedelta(seconds=wait_s)
     elif reply.verdict is Verdict.DEFERRED:
-        kind, reason = OutcomeKind.FAILED, f"gave up after {attempts_before + 1} attempts: {reason}"
+        wait = settings.retry.wait_s(attempts_before + 1, random)
+        if wait is None:
+            kind = OutcomeKind.FAILED
+            reason = f"gave up after {attempts_before + 1} attempts: {reason}"
+        else:
+            kind, due_at = OutcomeKind.DEFERRED, now + timedelta(seconds=wait)
     else:
         kind = OutcomeKind(reply.verdict.value)
     return Outcome(*ref, kind, now, reason, reply.code, reply.text, source, due_at)
-
-
-def backoff_s(attempts_before: int, random: Random, settings: SendingSettings) -> float:
-    """Seconds until the next try after a deferral: doubling, limited, spread."""
-    doubled = settings.defer_first_s * 2.0 ** min(attempts_before, 30)
-    return _spread(min(doubled, settings.defer_max_s), random)
-
-
-def _spread(seconds: float, random: Random) -> float:
-    return seconds * random.uniform(0.75, 1.25)
 
 
 def rows_of(lease: OpenLease, refs: Iterable[MessageRef]) -> pa.Table:
