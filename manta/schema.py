@@ -144,6 +144,7 @@ LEDGER = Table(
         ("sender", "VARCHAR"),  # of the present or last lease
         ("sender_epoch", "BIGINT"),
         ("lease_id", "BIGINT"),
+        ("journal_sequence", "BIGINT"),  # last entry of its journal that the sender told us of
         ("source", "VARCHAR"),  # egress source of the last attempt
         ("reply_code", "USMALLINT"),
         ("reply", "VARCHAR"),  # the last SMTP reply, as received, cut at 500 characters
@@ -153,13 +154,12 @@ LEDGER = Table(
     ),
     key=("subscriber_id", "message_key"),
 )
-# Which incarnation of a Sender may still lease, and how long its journal is known to be.
+# Which incarnation of a Sender may still lease.
 SENDERS = Table(
     "senders",
     (
         ("sender", "VARCHAR"),
         ("epoch", "BIGINT"),  # a lease under a lower epoch is refused
-        ("journal_sequence", "BIGINT"),  # the last entry of its journal that it has told us of
         ("changed_at", "TIMESTAMP"),
     ),
     key=("sender",),

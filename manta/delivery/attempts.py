@@ -111,9 +111,9 @@ def decode_entry(body: bytes, name: str) -> Entry:
         places: dict[str, list[int]] = {"lease": [], "attempt": [], "outcome": []}
         for place, record in enumerate(records):
             places[record].append(place)
-        attempted = table.take(places["attempt"])
+        attempted = table.take(_ids(places["attempt"]))
         refs = zip(*(attempted.column(n).to_pylist() for n in Attempt._fields), strict=True)
-        outcomes = outcomes_of(table.take(places["outcome"]).select(OUTCOME_SCHEMA.names))
+        outcomes = outcomes_of(table.take(_ids(places["outcome"])).select(OUTCOME_SCHEMA.names))
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
         raise Damaged(f"{name} is no entry of an attempt journal: {error}", object=name) from error
     return Entry(

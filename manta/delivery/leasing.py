@@ -23,8 +23,8 @@ import pyarrow as pa
 from manta.command import Change, Context, Database, Decision, Op, Push
 from manta.delivery.campaign import CampaignPlan
 from manta.delivery.ledger import State, move
-from manta.delivery.screening import screen
-from manta.delivery.senders import witness
+from manta.delivery.screening import Wanted, screen
+from manta.delivery.senders import refuse_older
 from manta.errors import InvalidRequest
 from manta.schema import ATTRIBUTE_PREFIX
 
@@ -78,7 +78,7 @@ class Lease:
     def decide(self, database: Database, context: Context) -> Decision:
         if not 0 < self.limit <= LEASE_ROWS_MAX:
             raise InvalidRequest("rows per lease", path="limit", expected=f"1 to {LEASE_ROWS_MAX}")
-        seen = witness(database, self.sender, self.sender_epoch, self.journal_sequence, context.now)
+        refuse_older(database, self.sender, self.sender_epoch)
         plans = _running(database, self.serves or (self.source,))
         row_ids, more = self._candidates(database, context.now, list(plans.values()))
         rows = database.table(f"{_ROWS} WHERE rowid IN (SELECT unnest(?))", [row_ids])
@@ -86,7 +86,7 @@ class Lease:
         sorted_out = _sort_out(database, context.now, rows, plans, self.domains)
         changes = sorted_out.changes
         if sorted_out.granted.num_rows:
-            changes = (seen, *changes, self._leased(sorted_out.granted, context.now))
+            changes = (*changes, self._leased(sorted_out.granted, context.now))
         return Decision(Grant(sorted_out.granted, more), changes)
 
     def repeat(self, database: Database, context: Context) -> Grant:
@@ -141,6 +141,7 @@ class Lease:
                     "sender": pa.repeat(self.sender, count),
                     "sender_epoch": pa.repeat(self.sender_epoch, count),
                     "lease_id": pa.repeat(pa.scalar(self.lease_id, pa.int64()), count),
+                    "journal_sequence": pa.repeat(self.journal_sequence, count),
                     "source": pa.repeat(self.source, count),
                     "changed_at": _instants(now, count),
                 }
@@ -202,37 +203,37 @@ def _sort_out(
     if not count:
         return _SortedOut(_empty_grant(rows), ())
     campaigns = rows.column("campaign_id").to_pylist()
-    topics = [plans[i].topic if i in plans else "" for i in campaigns]
-    wanted = pa.table(
-        {
-            "subscriber_id": rows.column("subscriber_id"),
-            "ordinal": pa.array(range(count), pa.int64()),
-            "kind": rows.column("kind"),
-            "channel": rows.column("channel"),
-            "topic": pa.array(topics, pa.string()),
-        }
-    )
-    columns = ["time_zone", "locale", *_attribute_columns(database, set(campaigns), plans)]
-    people = screen(database, wanted, now, columns)
-    verdicts = [
-        _verdict(expires_at, refusal, now)
-        for expires_at, refusal in zip(
-            rows.column("expires_at").to_pylist(),
-            people.column("refusal").to_pylist(),
+    wanted = [
+        Wanted(person, kind, channel, plans[campaign_id].topic if campaign_id in plans else "")
+        for person, kind, channel, campaign_id in zip(
+            *(rows.column(n).to_pylist() for n in ("subscriber_id", "kind", "channel")),
+            campaigns,
             strict=True,
         )
     ]
-    moved = _moved_domains(people, rows, domains) if domains is not None else [False] * count
+    columns = _attribute_columns(database, set(campaigns), plans)
+    screened = screen(database, wanted, now, columns)
+    expiries = rows.column("expires_at").to_pylist()
+    verdicts = [
+        _verdict(expires_at, refusal, now)
+        for expires_at, refusal in zip(expiries, screened.refusals, strict=True)
+    ]
+    old_domains = rows.column("old_domain").to_pylist()
+    moved = [
+        domains is not None and verdict is None and new != old and new not in domains
+        for verdict, new, old in zip(verdicts, screened.domains, old_domains, strict=True)
+    ]
     keep = [
         verdict is None and not gone and campaign_id in plans
         for verdict, gone, campaign_id in zip(verdicts, moved, campaigns, strict=True)
     ]
     everything = rows.drop_columns(["row_id", "channel", "old_domain"])
-    for name in ("email", "domain", *columns):
-        everything = everything.append_column(name, people.column(name))
+    everything = everything.append_column("domain", pa.array(screened.domains, pa.string()))
+    for name in ("email", "time_zone", "locale", *columns):
+        everything = everything.append_column(name, screened.profiles.column(name))
     changes = _refusals(rows, verdicts, now)
     if any(moved):
-        changes += _renamed_domains(rows, people, moved, verdicts)
+        changes.append(_renamed_domains(everything.filter(pa.array(moved))))
     return _SortedOut(everything.filter(pa.array(keep)), tuple(changes))
 
 
@@ -267,33 +268,9 @@ def _refusals(
     return [Change("ledger", Op.UPSERT, table)]
 
 
-def _moved_domains(people: pa.Table, rows: pa.Table, domains: tuple[str, ...]) -> list[bool]:
-    """Which rows' addresses have meanwhile gone to a domain of another site."""
-    pairs = zip(
-        people.column("domain").to_pylist(), rows.column("old_domain").to_pylist(), strict=True
-    )
-    return [new is not None and new != old and new not in domains for new, old in pairs]
-
-
-def _renamed_domains(
-    rows: pa.Table,
-    people: pa.Table,
-    moved: list[bool],
-    verdicts: list[tuple[State, str] | None],
-) -> list[Change]:
-    """Those rows stay planned under their new domain, for the Sender of its site."""
-    only = [gone and verdict is None for gone, verdict in zip(moved, verdicts, strict=True)]
-    mask = pa.array(only)
-    taken = rows.filter(mask)
-    if not taken.num_rows:
-        return []
-    table = pa.table(
-        {
-            **{name: taken.column(name) for name in _KEY},
-            "domain": people.column("domain").filter(mask),
-        }
-    )
-    return [Change("ledger", Op.UPSERT, table)]
+def _renamed_domains(rows: pa.Table) -> Change:
+    """Rows whose address has gone to another site stay planned, for the Sender of that site."""
+    return Change("ledger", Op.UPSERT, rows.select([*_KEY, "domain"]))
 
 
 def _attribute_columns(
@@ -308,7 +285,7 @@ def _attribute_columns(
 
 def _empty_grant(rows: pa.Table) -> pa.Table:
     empty = rows.drop_columns(["row_id", "channel", "old_domain"])
-    for name in ("email", "domain", "time_zone", "locale"):
+    for name in ("domain", "email", "time_zone", "locale"):
         empty = empty.append_column(name, pa.array([], pa.string()))
     return empty
 

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from manta.command import Change, Context, Database, Decision, Op, Push
 from manta.delivery.campaign import CampaignPlan, CampaignState, move_campaign
 from manta.delivery.ledger import State, move
-from manta.delivery.screening import screen
+from manta.delivery.screening import Wanted, screen
 from manta.errors import Conflict, InvalidRequest, NotFound
 from manta.ids import campaign_message_key, hash64
 from manta.schema import LEDGER
@@ -239,30 +239,25 @@ def plan_rows(
 ) -> pa.Table:
     """Complete new ledger rows for people without one, screened."""
     count = people.num_rows
-    wanted = pa.table(
-        {
-            "subscriber_id": people.column("subscriber_id"),
-            "ordinal": pa.array(range(count), pa.int64()),
-            "kind": pa.repeat(str(plan.kind), count),
-            "channel": pa.repeat(plan.channel, count),
-            "topic": pa.repeat(plan.topic, count),
-        }
-    )
+    ids = people.column("subscriber_id").to_pylist()
+    kind = str(plan.kind)
+    wanted = [Wanted(person, kind, plan.channel, plan.topic) for person in ids]
     screened = screen(database, wanted, now)
-    allowed = pc.is_null(screened.column("refusal"))
+    refusals = pa.array(screened.refusals, pa.string())
+    allowed = pc.is_null(refusals)
     due = pa.scalar(due_at or plan.due_at, pa.timestamp("us"))
     instant = pa.scalar(now, pa.timestamp("us"))
     columns = {
-        "subscriber_id": screened.column("subscriber_id"),
+        "subscriber_id": people.column("subscriber_id"),
         "message_key": pa.repeat(pa.scalar(message_key, pa.int64()), count),
         "campaign_id": pa.repeat(pa.scalar(plan.campaign_id, pa.int32()), count),
-        "kind": pa.repeat(str(plan.kind), count),
+        "kind": pa.repeat(kind, count),
         "channel": pa.repeat(plan.channel, count),
         "state": pc.if_else(allowed, str(State.PLANNED), str(State.SUPPRESSED)),
-        "reason": screened.column("refusal"),
-        "domain": screened.column("domain"),
+        "reason": refusals,
+        "domain": pa.array(screened.domains, pa.string()),
         "priority": pa.repeat(pa.scalar(plan.priority, pa.uint8()), count),
-        "engaged_at": _engaged_at(database, screened),
+        "engaged_at": _engaged_at(database, ids),
         "due_at": pc.if_else(allowed, due, pa.scalar(None, pa.timestamp("us"))),
         "expires_at": pa.repeat(pa.scalar(plan.expires_at, pa.timestamp("us")), count),
         "attempts": pa.repeat(pa.scalar(0, pa.uint16()), count),
@@ -273,18 +268,17 @@ def plan_rows(
     return pa.table(columns)
 
 
-def _engaged_at(database: Database, people: pa.Table) -> pa.ChunkedArray:
-    """The last open or click by a human, per row of ``people`` (which has ``ordinal``)."""
-    engaged = database.table(
-        "SELECT w.ordinal, e.engaged_at FROM wanted w LEFT JOIN ("
-        " SELECT subscriber_id, max(occurred_at) AS engaged_at FROM events"
-        " WHERE subscriber_id IN (SELECT subscriber_id FROM wanted)"
-        " AND type IN ('opened', 'clicked')"
-        " AND coalesce(properties, '') NOT LIKE '%\"machine\": true%'"
-        " GROUP BY 1) e ON e.subscriber_id = w.subscriber_id ORDER BY 1",
-        wanted=people.select(["subscriber_id", "ordinal"]),
+def _engaged_at(database: Database, people: list[int]) -> pa.Array:
+    """The last open or click by a human, for each of the people."""
+    engaged = dict(
+        database.rows(
+            "SELECT subscriber_id, max(occurred_at) FROM events"
+            " WHERE type IN ('opened', 'clicked') AND subscriber_id IN (SELECT unnest(?))"
+            " AND coalesce(properties, '') NOT LIKE '%\"machine\": true%' GROUP BY 1",
+            [people],
+        )
     )
-    return engaged.column("engaged_at")
+    return pa.array([engaged.get(person) for person in people], pa.timestamp("us"))
 
 
 def leave_planned(rows: pa.Table, state: State, reason: str, now: datetime) -> Change:

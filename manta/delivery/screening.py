@@ -18,66 +18,103 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from manta.command import Database
-from manta.delivery.campaign import MARKETING_ONLY_SUPPRESSIONS
+from manta.delivery.campaign import MARKETING_ONLY_SUPPRESSIONS, Kind
 
-# Joins on the bare id first: comparing words of a million rows costs more than all the rest.
-_SCREEN = """
-WITH w AS (SELECT * FROM wanted),
-people AS (SELECT p.* FROM profiles p WHERE {of_wanted}),
-consented AS MATERIALIZED (
-    SELECT c.subscriber_id, c.channel, c.topic, c.status FROM consents c
-    WHERE c.subscriber_id IN (SELECT subscriber_id FROM w)
-),
-stopped AS (
-    SELECT s.channel, s.address, s.reason, s.reason IN ({marketing_only}) AS marketing_only
-    FROM suppressions s WHERE s.expires_at IS NULL OR s.expires_at > ?
-)
-SELECT w.subscriber_id, w.ordinal, p.email,
-    lower(regexp_extract(p.email, '@([^@]*)$', 1)) AS domain,
-    CASE
-        WHEN p.subscriber_id IS NULL THEN 'unknown_person'
-        WHEN a.from_id IS NOT NULL THEN 'merged'
-        WHEN p.email IS NULL OR p.email = '' THEN 'no_address'
-        WHEN s.reason IS NOT NULL THEN s.reason
-        WHEN w.kind = 'marketing' AND c.status = 'unsubscribed' THEN 'unsubscribed'
-        WHEN w.kind = 'marketing' AND c.status IS DISTINCT FROM 'subscribed' THEN 'no_consent'
-    END AS refusal{columns}
-FROM w
-LEFT JOIN people p ON p.subscriber_id = w.subscriber_id
-LEFT JOIN aliases a ON a.from_id = w.subscriber_id
-LEFT JOIN consented c
-    ON c.subscriber_id = w.subscriber_id AND c.channel = w.channel AND c.topic = w.topic
-LEFT JOIN stopped s
-    ON s.channel = w.channel AND s.address = p.email
-    AND (w.kind = 'marketing' OR NOT s.marketing_only)
-ORDER BY w.ordinal
-"""
-# An index scan answers a short list of ids; a list of thousands is better joined.
+# An index answers a short list of ids; a list of thousands is better joined.
 _LISTED_MAX = 256
+_FIXED = ("subscriber_id", "email", "time_zone", "locale")
+
+
+class Wanted(NamedTuple):
+    """A message that somebody would like to send."""
+
+    subscriber_id: int
+    kind: str
+    channel: str
+    topic: str
+
+
+class Screened(NamedTuple):
+    """``refusals`` and ``domains`` go with the wanted messages, one each; no refusal is None.
+
+    ``profiles`` has one row for each message too (all NULL where there is no profile): the fixed
+    columns and those asked for.
+    """
+
+    refusals: list[str | None]
+    domains: list[str | None]
+    profiles: pa.Table
 
 
 def screen(
-    database: Database, wanted: pa.Table, now: datetime, columns: Sequence[str] = ()
-) -> pa.Table:
-    """One row per row of ``wanted`` in its order, with ``refusal`` NULL where sending is allowed.
+    database: Database, wanted: Sequence[Wanted], now: datetime, columns: Sequence[str] = ()
+) -> Screened:
+    """Why each wanted message may not be sent. ``columns`` of ``profiles`` must exist."""
+    people = sorted({want.subscriber_id for want in wanted})
+    names = (*_FIXED, *columns)
+    found = database.table(*_of_people(f"SELECT {', '.join(names)} FROM profiles", people))
+    place = {person: i for i, person in enumerate(found.column("subscriber_id").to_pylist())}
+    emails = dict(zip(place, found.column("email").to_pylist(), strict=True))
+    aliases = "SELECT from_id FROM aliases WHERE from_id IN (SELECT unnest(?))"
+    merged = {person for (person,) in database.rows(aliases, [people])}
+    consents = _consents(database, people)
+    stopped = _suppressions(database, emails, now)
+    refusals: list[str | None] = []
+    domains: list[str | None] = []
+    for want in wanted:
+        email = emails.get(want.subscriber_id)
+        domains.append(email.rpartition("@")[2].lower() if email else None)
+        if want.subscriber_id not in place:
+            refusals.append("unknown_person")
+        elif want.subscriber_id in merged:
+            refusals.append("merged")
+        elif not email:
+            refusals.append("no_address")
+        else:
+            consent = consents.get((want.subscriber_id, want.channel, want.topic))
+            refusals.append(_refusal(want, stopped.get((want.channel, email)), consent))
+    places = [place.get(want.subscriber_id) for want in wanted]
+    return Screened(refusals, domains, found.take(pa.array(places, pa.int64())))
 
-    ``wanted`` has ``subscriber_id``, ``ordinal`` (0, 1, …), ``kind``, ``channel`` and ``topic``.
-    ``columns`` are further columns of ``profiles`` to bring along; they must exist.
-    """
-    ids = wanted.column("subscriber_id").to_pylist()
-    if len(ids) <= _LISTED_MAX:
-        of_wanted = f"p.subscriber_id IN ({', '.join('?' * len(ids))})" if ids else "false"
-        params: list[object] = list(ids)
-    else:
-        of_wanted = "p.subscriber_id IN (SELECT subscriber_id FROM w)"
-        params = []
-    sql = _SCREEN.format(
-        of_wanted=of_wanted,
-        marketing_only=", ".join(f"'{reason}'" for reason in MARKETING_ONLY_SUPPRESSIONS),
-        columns="".join(f", p.{name}" for name in columns),
+
+def _refusal(want: Wanted, suppression: str | None, consent: str | None) -> str | None:
+    is_marketing = want.kind == Kind.MARKETING
+    if suppression and (is_marketing or suppression not in MARKETING_ONLY_SUPPRESSIONS):
+        return suppression
+    if is_marketing and consent != "subscribed":
+        return "unsubscribed" if consent == "unsubscribed" else "no_consent"
+    return None
+
+
+def _consents(database: Database, people: list[int]) -> dict[tuple[int, str, str], str]:
+    """By the bare id first: comparing words of a million rows costs more than all the rest."""
+    sql = "SELECT subscriber_id, channel, topic, status FROM consents"
+    return {
+        (who, channel, topic): status
+        for who, channel, topic, status in database.rows(
+            f"{sql} WHERE subscriber_id IN (SELECT unnest(?))", [people]
+        )
+    }
+
+
+def _suppressions(
+    database: Database, emails: dict[int, str], now: datetime
+) -> dict[tuple[str, str], str]:
+    addresses = sorted({email for email in emails.values() if email})
+    found = database.rows(
+        "SELECT channel, address, reason FROM suppressions"
+        " WHERE address IN (SELECT unnest(?)) AND (expires_at IS NULL OR expires_at > ?)",
+        [addresses, now],
     )
-    return database.table(sql, [*params, now], wanted=wanted)
+    return {(channel, address): reason for channel, address, reason in found}
+
+
+def _of_people(sql: str, people: list[int]) -> tuple[str, list[Any]]:
+    if 0 < len(people) <= _LISTED_MAX:
+        return f"{sql} WHERE subscriber_id IN ({', '.join('?' * len(people))})", list(people)
+    return f"{sql} WHERE subscriber_id IN (SELECT unnest(?))", [people]

@@ -2,7 +2,7 @@
 
 A lease under an epoch older than the known one is refused, so that nothing of a fenced incarnation
 is granted behind the back of whoever reads its journal. ``journal_sequence`` is the last entry that
-the Sender itself has named: a journal found shorter than that has lost its end.
+the Sender itself has named with a lease or a settle: a journal found shorter has lost its end.
 """
 
 from __future__ import annotations
@@ -32,35 +32,36 @@ class SenderKnown:
     key: str | None = None
 
     def decide(self, database: Database, context: Context) -> Decision:
-        return Decision(known_sender(database, self.sender))
+        return Decision(Known(known_epoch(database, self.sender), told_of(database, self.sender)))
 
 
-def known_sender(database: Database, sender: str) -> Known:
-    found = database.rows("SELECT epoch, journal_sequence FROM senders WHERE sender = ?", [sender])
-    return Known(*found[0]) if found else Known(0, 0)
+def known_epoch(database: Database, sender: str) -> int:
+    found = database.rows("SELECT epoch FROM senders WHERE sender = ?", [sender])
+    return int(found[0][0]) if found else 0
 
 
-def refuse_older(sender: str, epoch: int, known: Known) -> None:
-    if epoch < known.epoch:
+def told_of(database: Database, sender: str) -> int:
+    """The greatest number of a journal entry that the Sender has named; 0 if none."""
+    found = database.rows(
+        "SELECT max(journal_sequence) FROM ledger WHERE lease_id IS NOT NULL AND sender = ?",
+        [sender],
+    )
+    return int(found[0][0] or 0)
+
+
+def refuse_older(database: Database, sender: str, epoch: int) -> None:
+    """Raises ``Fenced`` for an incarnation older than one that has spoken to this shard."""
+    known = known_epoch(database, sender)
+    if epoch < known:
         raise Fenced(
-            f"{sender} of epoch {epoch} must stop: this shard knows epoch {known.epoch}",
-            epoch=known.epoch,
+            f"{sender} of epoch {epoch} must stop: this shard knows epoch {known}", epoch=known
         )
 
 
-def witness(
-    database: Database, sender: str, epoch: int, journal_sequence: int, now: datetime
-) -> Change:
-    known = known_sender(database, sender)
-    refuse_older(sender, epoch, known)
-    return sender_row(sender, epoch, max(known.journal_sequence, journal_sequence), now)
-
-
-def sender_row(sender: str, epoch: int, journal_sequence: int, now: datetime) -> Change:
+def sender_row(sender: str, epoch: int, now: datetime) -> Change:
     row = {
         "sender": [sender],
         "epoch": pa.array([epoch], pa.int64()),
-        "journal_sequence": pa.array([journal_sequence], pa.int64()),
         "changed_at": pa.array([now], pa.timestamp("us")),
     }
     return Change("senders", Op.UPSERT, pa.table(row))

@@ -31,7 +31,7 @@ from manta.delivery.outcomes import (
     OutcomeKind,
     outcomes_of,
 )
-from manta.delivery.senders import known_sender, refuse_older, sender_row
+from manta.delivery.senders import refuse_older, sender_row, told_of
 from manta.errors import InvalidRequest
 from manta.ids import hash64
 
@@ -63,12 +63,8 @@ class Settle:
             " WHERE lease_id = ? AND sender = ? AND sender_epoch = ?",
             [self.lease_id, self.sender, self.sender_epoch],
         )
-        decision = _settle(database, context, rows, checked_outcomes(self.outcomes))
-        sender = known_sender(database, self.sender)
-        if sender.epoch <= self.sender_epoch and sender.journal_sequence < self.journal_sequence:
-            seen = sender_row(self.sender, self.sender_epoch, self.journal_sequence, context.now)
-            return Decision(decision.answer, (seen, *decision.changes))
-        return decision
+        outcomes = checked_outcomes(self.outcomes)
+        return _settle(database, context, rows, outcomes, self.journal_sequence)
 
 
 @dataclass(frozen=True)
@@ -110,19 +106,18 @@ class FenceSender:
     key: str | None = None
 
     def decide(self, database: Database, context: Context) -> Decision:
-        known = known_sender(database, self.sender)
-        refuse_older(self.sender, self.epoch, known)
+        refuse_older(database, self.sender, self.epoch)
         rows = database.table(
             "SELECT subscriber_id, message_key, lease_id, state FROM ledger"
             " WHERE lease_id IS NOT NULL AND sender = ? AND sender_epoch < ?"
             " AND state IN ('leased', 'orphaned') ORDER BY lease_id, subscriber_id, message_key",
             [self.sender, self.epoch],
         )
-        changes = [sender_row(self.sender, self.epoch, known.journal_sequence, context.now)]
+        changes = [sender_row(self.sender, self.epoch, context.now)]
         leased = rows.filter(pc.equal(rows.column("state"), str(State.LEASED)))
         if leased.num_rows:
             changes.append(_orphaned(leased, context.now))
-        unresolved = Unresolved(rows.drop_columns("state"), known.journal_sequence)
+        unresolved = Unresolved(rows.drop_columns("state"), told_of(database, self.sender))
         return Decision(unresolved, tuple(changes))
 
 
@@ -141,7 +136,7 @@ class ResolveOrphans:
     key: str | None = None
 
     def decide(self, database: Database, context: Context) -> Decision:
-        refuse_older(self.sender, self.sender_epoch, known_sender(database, self.sender))
+        refuse_older(database, self.sender, self.sender_epoch)
         outcomes = checked_outcomes(self.verdicts.drop_columns("lease_id"))
         leases = self.verdicts.column("lease_id").to_pylist()
         rows = database.rows(
@@ -209,6 +204,7 @@ def _settle(
     context: Context,
     rows: Iterable[tuple[Any, ...]],
     outcomes: list[Outcome],
+    journal_sequence: int = 0,
 ) -> Decision:
     by_ref = {(row[0], row[1]): _Row(*row) for row in rows}
     campaigns = _campaigns(database, {row.campaign_id for row in by_ref.values()})
@@ -223,7 +219,7 @@ def _settle(
         return Decision(answer)
     replied = [x for x in landings if x.outcome.reply or x.outcome.reply_code]
     silent = [x for x in landings if not (x.outcome.reply or x.outcome.reply_code)]
-    changes = [_landed(some, context.now) for some in (replied, silent) if some]
+    changes = [_landed(some, context.now, journal_sequence) for some in (replied, silent) if some]
     accepted = [landing for landing in landings if landing.state is State.ACCEPTED]
     if accepted:
         changes.append(_sent_events(accepted))
@@ -283,7 +279,7 @@ def _campaigns(database: Database, campaign_ids: set[int]) -> dict[int, _Campaig
     return {i: known.get(i, missing) for i in campaign_ids}
 
 
-def _landed(landings: list[_Landing], now: datetime) -> Change:
+def _landed(landings: list[_Landing], now: datetime, journal_sequence: int) -> Change:
     """The rows' new values. Where none of them has a reply, the last one stays on record."""
     outcomes = [landing.outcome for landing in landings]
     columns = {
@@ -295,6 +291,8 @@ def _landed(landings: list[_Landing], now: datetime) -> Change:
         "attempts": pa.array([landing.attempts for landing in landings], pa.uint16()),
         "changed_at": _instants(now, len(landings)),
     }
+    if journal_sequence:
+        columns["journal_sequence"] = pa.repeat(journal_sequence, len(landings))
     if any(o.reply or o.reply_code for o in outcomes):
         columns["reply_code"] = pa.array([o.reply_code or None for o in outcomes], pa.uint16())
         columns["reply"] = _texts((o.reply for o in outcomes), REPLY_CHARACTERS_MAX)
