@@ -9,9 +9,9 @@ Owns: the objects ``{prefix}/{sequence:012d}``. The invariants:
   owner's EPOCH entry, or of one after it that is there still, however much has been truncated in
   between: its append is refused, it learns so by reading, and stops.
 
-One hole remains that the journal alone cannot see: a *taker* that read its starting point long ago
-could write its EPOCH entry into truncated numbers. So whoever takes over looks at the manifest
-again afterwards (``fence_if_newer``; ``manta.store.manifest.recover`` does it by itself).
+One thing the journal alone cannot see: a *taker* that read its starting point long ago may write
+its EPOCH entry into truncated numbers. It owns nothing then. ``manta.store.manifest.recover`` is
+the way to take over a journal that is ever truncated: it looks at the manifest again afterwards.
 
 On crash: an append whose caller died is there whole or not at all. The next incarnation reads to
 the first absent number and decides by what it finds. A reader needs no ownership.
@@ -273,8 +273,7 @@ class Journal:
 
         ``epoch`` and ``covered`` are the manifest's. They are ahead when its epoch is newer, when
         it covers entries beyond our last, or when an older epoch's covers our EPOCH entry: then
-        that was written into truncated numbers and owns nothing. Call it with the latest manifest
-        after ``take_over`` and before relying on it.
+        that was written into truncated numbers and owns nothing.
         """
         overtaken = covered > self.tail or (epoch < self.epoch and covered >= self._began)
         if epoch > self.epoch or overtaken:

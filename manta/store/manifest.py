@@ -269,35 +269,35 @@ def recover(
     """Bring an owner's state up and take its journal over.
 
     ``restore`` sets the state to that of a manifest (``None``: empty), discarding what was there;
-    ``apply`` adds one DATA entry. Both may be called again from the start: an owner that was still
-    alive may have published and truncated meanwhile. The manifest is looked at once more after the
-    take-over, because an EPOCH entry written into truncated numbers owns nothing.
+    ``apply`` adds one DATA entry. Both may be called again from the start, since an owner that is
+    still alive may publish and truncate meanwhile.
+
+    Entries are deleted only after a manifest that covers them is published. So if the manifest
+    that we began with is still the latest once our EPOCH entry is stored, nothing behind it had
+    been deleted: what was read is complete, and the EPOCH entry stands at the true end. Otherwise
+    begin again. (A missing number is no sufficient sign: another that made the same mistake may
+    have written its EPOCH entry into the gap.)
 
     Raises ``Damaged`` for what no newer manifest explains, ``Fenced`` if others keep overtaking.
     """
     for _ in range(RECOVER_TRIES):
         manifest = manifests.latest()
-        covered = last = manifest.journal_sequence if manifest else 0
-        epoch = manifest.epoch if manifest else 0
+        last, epoch = (manifest.journal_sequence, manifest.epoch) if manifest else (0, 0)
         restore(manifest)
         try:
-            for entry in journal.replay(covered):
+            for entry in journal.replay(last):
                 last, epoch = entry.sequence, max(epoch, entry.epoch)
                 _apply(entry, apply)
             taken = journal.take_over(last, epoch)
-            for sequence in range(last + 1, taken.tail):
-                between = journal.read(sequence)
-                if between is None:
-                    raise Damaged(
-                        f"journal entry {journal.path(sequence)} is missing",
-                        object=journal.path(sequence),
-                    )
-                _apply(between, apply)
+            for entry in journal.replay(last):
+                if entry.sequence >= taken.tail:
+                    break
+                _apply(entry, apply)
         except Damaged:
-            if _covered(manifests) <= covered:
+            if _same(manifest, manifests.latest()):
                 raise
             continue
-        if _covered(manifests) < taken.tail:
+        if _same(manifest, manifests.latest()):
             return Recovered(manifest, taken)
     raise Fenced(f"{journal.prefix}: overtaken {RECOVER_TRIES} times while recovering")
 
@@ -307,6 +307,5 @@ def _apply(entry: Entry, apply: Callable[[Entry], None]) -> None:
         apply(entry)
 
 
-def _covered(manifests: Manifests) -> int:
-    newest = manifests.latest()
-    return newest.journal_sequence if newest else 0
+def _same(base: Manifest | None, newest: Manifest | None) -> bool:
+    return (base.number if base else 0) == (newest.number if newest else 0)
