@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 
 from manta.command import Change, Op
 from manta.errors import Conflict, InvalidRequest
+from manta.rules import meaning
 from manta.schema import (
     ATTRIBUTE_NAME,
     ATTRIBUTE_PREFIX,
@@ -141,6 +142,7 @@ class ShardDatabase(Reader):
         # Cursors are made from a connection that never runs a long statement itself.
         self._root = duckdb.connect(":memory:", config=config)
         self._root.execute("SET TimeZone = 'UTC'")
+        meaning.register(self._root)  # what rules call; cursors inherit it
         super().__init__(self._root.cursor())
         self._types = {name: dict(table.columns) for name, table in TABLES.items()}
         self._types_before = dict(self._types["profiles"])
