@@ -40,7 +40,8 @@ class SendingSettings:
 
     fresh_s: float = 5.0  # from the shard's check to DATA
     not_sent_retry_s: float = 30.0  # the connection failed; nothing was said about the message
-    retry: RetryPolicy = RetryPolicy()  # when they are used up, a deferral is a failure
+    # When its attempts are used up, a deferral is a failure.
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
 
 
 class Phase(StrEnum):
