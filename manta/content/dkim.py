@@ -134,15 +134,14 @@ def relaxed_body(body: bytes) -> bytes:
         body = _SPACES.sub(b" ", body)
     if b" \r\n" in body:
         body = _TRAILING.sub(b"", body)
+    if body.endswith((b" ", b"\t")):  # a last line without a line end
+        body = body.rstrip(b" \t")
     end = len(body)
     while body.endswith(b"\r\n", 0, end):
         end -= 2
     if not end:
         return b""
-    body = body[:end] if end != len(body) else body
-    if body.endswith((b" ", b"\t")):
-        body = body.rstrip(b" \t")
-    return body + b"\r\n"
+    return body if end == len(body) - 2 else body[:end] + b"\r\n"
 
 
 # -- keys ------------------------------------------------------------------------------------------
