@@ -171,10 +171,15 @@ class Manifests:
 
     def latest(self) -> Manifest | None:
         """The manifest with the highest number: a listing says where to begin to look."""
+        listed = self.numbers()
         found: Manifest | None = None
-        number = max(self.numbers(), default=1)
+        number = listed[-1] if listed else 1
         while (following := self.read(number)) is not None:
             found, number = following, number + 1
+        if listed and found is None:  # not to be taken for a store that is still empty
+            raise Damaged(
+                f"manifest {self.path(number)} is listed but is not there", object=self.path(number)
+            )
         return found
 
     def publish(self, manifest: Manifest) -> Manifest:

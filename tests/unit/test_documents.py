@@ -8,6 +8,7 @@ import pytest
 
 from manta.clock import ManualClock
 from manta.errors import Damaged, Fenced, InvalidRequest, NotReady, OutcomeUnknown, StoreUnavailable
+from manta.store import documents as documents_module
 from manta.store.documents import Documents
 from tests.faults import Faults, FaultyObjects, MemoryObjects
 
@@ -203,3 +204,26 @@ def test_under_faults_and_restarts_nothing_acknowledged_is_lost(seed: int) -> No
         if acknowledged:
             expected[id] = n
         assert {id: d["n"] for id, d in documents.items("c").items()} == expected
+
+
+@pytest.mark.parametrize("body", [b"no JSON", b"[]", b'{"v": 2}'])
+def test_an_entry_of_something_else_is_damage(world: World, body: bytes) -> None:
+    documents = world.recovered()
+    documents.journal.append(body)
+    with pytest.raises(Damaged, match="catalog/000000000002"):
+        world.recovered()
+
+
+def test_limits(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    documents = world.recovered()
+    with pytest.raises(InvalidRequest, match="10001 documents"):
+        documents.change([("c", "1", {})] * 10_001)
+    with pytest.raises(InvalidRequest, match="answer"):
+        documents.change([], key="k", answer=object())
+    with pytest.raises(ValueError, match="not a journal's folder"):
+        Documents(world.objects, "catalog", "catalog", bytes(16), world.clock)
+    monkeypatch.setattr(documents_module, "KEYS_MAX", 2)
+    for key in "abc":
+        documents.change([], key=key)
+    assert documents.remembered("a") is None
+    assert documents.remembered("c") is not None

@@ -5,10 +5,20 @@ from __future__ import annotations
 from random import Random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from manta.clock import ManualClock
-from manta.errors import Damaged, Fenced, IncompatibleFormat, OutcomeUnknown, StoreUnavailable
-from manta.store.journal import Entry, Journal, Kind, encode_entry
+from manta.errors import (
+    Damaged,
+    Fenced,
+    IncompatibleFormat,
+    InvalidRequest,
+    OutcomeUnknown,
+    StoreUnavailable,
+)
+from manta.store import journal as journal_module
+from manta.store.journal import Entry, Journal, Kind, decode_entry, encode_entry
 from tests.faults import Faults, FaultyObjects, MemoryObjects
 
 PREFIX = "journal/shard=000"
@@ -251,3 +261,60 @@ def test_losing_the_race_of_a_take_over_takes_the_next_number(world: World) -> N
     assert loser.take_over() == (2, 3)
     with pytest.raises(Fenced, match="loser"):
         winner.append(b"x")
+
+
+def test_a_refused_try_that_appears_after_all_is_not_taken_for_the_next(world: World) -> None:
+    journal = world.journal()
+    journal.take_over()
+    put = world.objects.inner.put_if_absent
+
+    def lie(path: str, data: bytes) -> None:
+        put(path, data)
+        raise StoreUnavailable("refused, it says")
+
+    world.objects.inner.put_if_absent = lie  # type: ignore[method-assign]
+    with pytest.raises(StoreUnavailable):
+        journal.append(b"rolled back")
+    world.objects.inner.put_if_absent = put  # type: ignore[method-assign]
+    with pytest.raises(OutcomeUnknown, match="an earlier try of this process"):
+        journal.append(b"another")
+    with pytest.raises(OutcomeUnknown):
+        journal.append(b"another")
+
+
+def test_damage_under_our_number_closes_the_journal(world: World) -> None:
+    journal = world.journal()
+    journal.take_over()
+    world.objects.put(journal.path(2), b"not an entry")
+    for _ in range(2):
+        with pytest.raises(Damaged, match="000000000002"):
+            journal.append(b"x")
+
+
+def test_limits_and_misuse(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = world.journal()
+    with pytest.raises(RuntimeError, match="before take_over"):
+        journal.append(b"x")
+    with pytest.raises(ValueError, match="floor_epoch"):
+        journal.take_over(5)
+    journal.take_over()
+    monkeypatch.setattr(journal_module, "BODY_BYTES_MAX", 10)
+    with pytest.raises(InvalidRequest, match="an entry of 11 bytes"):
+        journal.append(b"x" * 11)
+    assert journal.append(b"x" * 10) == 2
+    for owner, nonce in (("a", b"short"), ("a" * 256, bytes(16))):
+        with pytest.raises(ValueError, match="nonce"):
+            Journal(world.objects, PREFIX, owner, nonce, world.clock)
+
+
+@given(st.binary(max_size=300), st.text(max_size=60), st.integers(0, 2**40), st.integers(1, 10**12))
+def test_what_is_encoded_is_decoded(body: bytes, owner: str, epoch: int, sequence: int) -> None:
+    entry = Entry(sequence, epoch, Kind.DATA, owner, bytes(range(16)), body)
+    assert decode_entry(encode_entry(entry, "x"), "x", sequence, "x/1") == entry
+
+
+@given(st.binary(max_size=300))
+def test_noise_is_damage_never_another_error(noise: bytes) -> None:
+    for data in (noise, b"MNTJ\x00\x01" + noise):
+        with pytest.raises(Damaged):
+            decode_entry(data, "x", 1, "x/1")

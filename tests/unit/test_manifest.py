@@ -151,6 +151,14 @@ def test_damage_is_detected_and_named(world: World) -> None:
         decode_manifest(later, path)
 
 
+def test_a_listed_manifest_that_is_gone_is_no_empty_store(world: World) -> None:
+    manifests = world.manifests()
+    manifests.publish(manifest())
+    world.objects.get = lambda path: None  # type: ignore[method-assign]
+    with pytest.raises(Damaged, match="is listed but is not there"):
+        manifests.latest()
+
+
 def test_garbage_goes_a_day_after_no_manifest_names_it(world: World) -> None:
     manifests = world.manifests()
 
