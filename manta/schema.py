@@ -176,6 +176,7 @@ CAMPAIGNS = Table(
         ("campaign_id", "INTEGER"),
         ("state", "VARCHAR"),  # running | paused | cancelled | finished
         ("planning", "VARCHAR"),  # planning | planned
+        ("step", "INTEGER"),  # counts the campaign's changes of state; older news is ignored
         ("definition", "VARCHAR"),  # JSON of manta.delivery.campaign.CampaignPlan
     ),
     key=("campaign_id",),

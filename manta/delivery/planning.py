@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -41,6 +41,7 @@ SHARD_STATES = (
 class SetCampaign:
     """A campaign's state for this shard; its plan comes with the first one and never changes.
 
+    ``step`` counts the campaign's changes of state: an earlier one that comes late is no news.
     Answers ``{"state", "cancelled"}``: how many planned rows this commit has cancelled.
     """
 
@@ -48,6 +49,7 @@ class SetCampaign:
     campaign_id: int
     state: CampaignState
     definition: str = ""
+    step: int = 0
 
     def decide(self, database: Database, context: Context) -> Decision:
         if self.state not in SHARD_STATES:
@@ -61,8 +63,10 @@ class SetCampaign:
             plan = _checked_plan(self.definition, self.campaign_id)
             definition, planning = self.definition, "planning" if plan.audience_sql else "planned"
         else:
-            old_state, planning, definition = known
-            move_campaign(CampaignState(old_state), self.state)
+            planning, definition = known.planning, known.definition
+            if self.step < known.step:
+                return Decision({"state": known.state, "cancelled": 0})
+            move_campaign(CampaignState(known.state), CampaignState(self.state))
             if self.definition and self.definition != definition:
                 raise Conflict(
                     f"the plan of campaign {self.campaign_id} is pinned",
@@ -75,11 +79,12 @@ class SetCampaign:
                 "state": [str(self.state)],
                 "planning": [planning],
                 "definition": [definition],
+                "step": pa.array([self.step], pa.int32()),
             }
         )
         changes = [Change("campaigns", Op.UPSERT, row)]
         cancelled = 0
-        if self.state is CampaignState.CANCELLED:
+        if self.state == CampaignState.CANCELLED:
             swept = sweep(database, context.now, self.campaign_id, SWEEP_ROWS_MAX)
             cancelled = swept.rows.num_rows if swept else 0
             changes += [swept] if swept else []
@@ -100,7 +105,7 @@ class SweepCampaign:
 
     def decide(self, database: Database, context: Context) -> Decision:
         known = find_campaign(database, self.campaign_id)
-        if known is None or known[0] != CampaignState.CANCELLED:
+        if known is None or known.state != CampaignState.CANCELLED:
             return Decision(0)
         swept = sweep(database, context.now, self.campaign_id, self.limit)
         return Decision(swept.rows.num_rows, (swept,)) if swept else Decision(0)
@@ -129,8 +134,8 @@ class ExpireRows:
 class PlanCampaign:
     """Write the rows of the audience's next people, in the order of their ids.
 
-    Answers ``{"planned", "suppressed", "done", "last_subscriber"}``; the counts are of new rows.
-    Needs no key: the ledger's own makes it idempotent, and a repeat must answer in full.
+    Answers ``{"planned", "suppressed", "done", "last_subscriber"}``. The ledger's own key makes it
+    idempotent: a repeat answers for the same people again.
     """
 
     campaign_id: int
@@ -144,37 +149,44 @@ class PlanCampaign:
         known = find_campaign(database, self.campaign_id)
         if known is None:
             raise NotFound(f"no campaign {self.campaign_id} in this shard", path="campaign_id")
-        state, _, definition = known
-        if state in (CampaignState.CANCELLED, CampaignState.FINISHED):
-            return Decision(_page_answer(0, 0, True, self.after_subscriber))
-        plan = CampaignPlan.from_json(definition)
+        if known.state in (CampaignState.CANCELLED, CampaignState.FINISHED):
+            nobody = {"planned": 0, "suppressed": 0, "done": True}
+            return Decision(nobody | {"last_subscriber": self.after_subscriber})
+        plan = CampaignPlan.from_json(known.definition)
         page = self._page(database, plan)
         done = page.num_rows < self.limit
         last = page.column("subscriber_id")[-1].as_py() if page.num_rows else self.after_subscriber
+        is_new = pc.is_null(page.column("state"))
+        states = page.filter(pc.invert(is_new)).column("state").to_pylist()
         changes: list[Change] = []
-        new = page.filter(pc.invert(page.column("exists"))).drop_columns("exists")
-        rows = None
+        new = page.filter(is_new)
         if new.num_rows:
             rows = plan_rows(database, context.now, plan, plan.message_key, new)
             changes.append(Change("ledger", Op.UPSERT, rows))
-        if done:
+            states += rows.column("state").to_pylist()
+        if done and known.planning != "planned":
             marked = {"campaign_id": [self.campaign_id], "planning": ["planned"]}
             changes.append(Change("campaigns", Op.UPSERT, pa.table(marked)))
-        planned = _count(rows, State.PLANNED)
-        suppressed = new.num_rows - planned
-        return Decision(_page_answer(planned, suppressed, done, last), tuple(changes))
+        suppressed = states.count(str(State.SUPPRESSED))
+        answer = {"planned": len(states) - suppressed, "suppressed": suppressed, "done": done}
+        return Decision(answer | {"last_subscriber": last}, tuple(changes))
+
+    def repeat(self, database: Database, context: Context) -> Any:
+        """The answer when the key has been committed before."""
+        return self.decide(database, context).answer
 
     def _page(self, database: Database, plan: CampaignPlan) -> pa.Table:
+        """The next people, with the state of the row that they may have already."""
         if not plan.audience_sql:
-            return database.table("SELECT 0::BIGINT AS subscriber_id, false AS exists LIMIT 0")
+            return database.table("SELECT 0::BIGINT AS subscriber_id, '' AS state LIMIT 0")
         return database.table(
             f"WITH audience AS ({plan.audience_sql}),"
             " page AS (SELECT DISTINCT p.subscriber_id FROM profiles p"
             " WHERE p.subscriber_id > ? AND p.subscriber_id IN (SELECT subscriber_id FROM audience)"
             " AND p.subscriber_id NOT IN (SELECT from_id FROM aliases)"
             " ORDER BY 1 LIMIT ?)"
-            " SELECT page.subscriber_id, l.subscriber_id IS NOT NULL AS exists"
-            " FROM page LEFT JOIN (SELECT subscriber_id FROM ledger WHERE message_key = ?) l"
+            " SELECT page.subscriber_id, l.state"
+            " FROM page LEFT JOIN (SELECT subscriber_id, state FROM ledger WHERE message_key = ?) l"
             " ON l.subscriber_id = page.subscriber_id ORDER BY 1",
             [*plan.audience_params, self.after_subscriber, self.limit, plan.message_key],
         )
@@ -198,7 +210,7 @@ class EnqueueMessage:
         known = find_campaign(database, self.campaign_id)
         if known is None:
             raise NotFound(f"no campaign {self.campaign_id} in this shard", path="campaign_id")
-        plan = CampaignPlan.from_json(known[2])
+        plan = CampaignPlan.from_json(known.definition)
         message_key = enqueued_message_key(self.campaign_id, self.occurrence)
         present = database.rows(
             "SELECT state, reason FROM ledger WHERE subscriber_id = ? AND message_key = ?",
@@ -206,8 +218,8 @@ class EnqueueMessage:
         )
         if present:
             return Decision(_message_answer(message_key, *present[0]))
-        if known[0] in (CampaignState.CANCELLED, CampaignState.FINISHED):
-            raise Conflict(f"campaign {self.campaign_id} is {known[0]}", path="campaign_id")
+        if known.state in (CampaignState.CANCELLED, CampaignState.FINISHED):
+            raise Conflict(f"campaign {self.campaign_id} is {known.state}", path="campaign_id")
         people = pa.table({"subscriber_id": pa.array([self.subscriber_id], pa.int64())})
         rows = plan_rows(database, context.now, plan, message_key, people, self.due_at)
         state, reason = rows.column("state")[0].as_py(), rows.column("reason")[0].as_py()
@@ -221,12 +233,22 @@ def enqueued_message_key(campaign_id: int, occurrence: str) -> int:
     return campaign_message_key(campaign_id, hash64("occurrence", occurrence))
 
 
-def find_campaign(database: Database, campaign_id: int) -> tuple[str, str, str] | None:
-    """(state, planning, definition) of a campaign, or None."""
+class Campaign(NamedTuple):
+    """A campaign as the shard knows it."""
+
+    state: str
+    planning: str
+    definition: str
+    step: int
+
+
+def find_campaign(database: Database, campaign_id: int) -> Campaign | None:
     found = database.rows(
-        "SELECT state, planning, definition FROM campaigns WHERE campaign_id = ?", [campaign_id]
+        "SELECT state, planning, definition, coalesce(step, 0) FROM campaigns"
+        " WHERE campaign_id = ?",
+        [campaign_id],
     )
-    return (found[0][0], found[0][1], found[0][2]) if found else None
+    return Campaign(*found[0]) if found else None
 
 
 def plan_rows(
@@ -335,16 +357,6 @@ def _checked_plan(definition: str, campaign_id: int) -> CampaignPlan:
             expected=str(campaign_id),
         )
     return plan
-
-
-def _count(rows: pa.Table | None, state: State) -> int:
-    if rows is None:
-        return 0
-    return int(pc.sum(pc.equal(rows.column("state"), str(state))).as_py() or 0)
-
-
-def _page_answer(planned: int, suppressed: int, done: bool, last: int) -> dict[str, Any]:
-    return {"planned": planned, "suppressed": suppressed, "done": done, "last_subscriber": last}
 
 
 def _message_answer(message_key: int, state: str, reason: str | None) -> dict[str, Any]:
