@@ -61,7 +61,7 @@ def micros(amount: float | None) -> int | None:
 def bucket_of(salt: str, subscriber_id: int) -> int:
     """Where a person falls among ``BUCKET_PARTS``: a hash, stable for ever for one salt."""
     raw = hashlib.md5(f"{salt}:{subscriber_id}".encode(), usedforsecurity=False).digest()
-    return int.from_bytes(raw[8:], "big") % BUCKET_PARTS
+    return int.from_bytes(raw[8:], "little") % BUCKET_PARTS
 
 
 # -- zones and days --------------------------------------------------------------------------------
@@ -191,8 +191,8 @@ def day_range(test: Test) -> tuple[date | None, date | None]:
     if test.operator is Operator.ON:
         return day, day
     if test.operator is Operator.BEFORE:
-        return None, date.fromordinal(max(day.toordinal() - 1, 1)) if day > date.min else None
-    return date.fromordinal(min(day.toordinal() + 1, date.max.toordinal())), None
+        return None, day - ONE_DAY
+    return day + ONE_DAY, None
 
 
 # -- JSON properties -------------------------------------------------------------------------------
@@ -265,25 +265,26 @@ def _sql_day(instant: datetime, zone: str, default: str) -> date:
     return local_day(instant, zone_of(zone, default))
 
 
-def _sql_texts(properties: str, pointer: str) -> list[str] | None:
+def _sql_texts(properties: str | None, pointer: str) -> list[str] | None:
     keys = (key.replace("~1", "/").replace("~0", "~") for key in pointer.split("/")[1:])
     return as_texts(property_value(properties, tuple(keys)))
 
 
-_FUNCTIONS: tuple[tuple[str, Any, list[str], str], ...] = (
-    ("manta_fold", fold, ["VARCHAR"], "VARCHAR"),
-    ("manta_day", _sql_day, ["TIMESTAMP", "VARCHAR", "VARCHAR"], "DATE"),
-    ("manta_instant", as_instant, ["VARCHAR"], "TIMESTAMP"),
-    ("manta_texts", _sql_texts, ["VARCHAR", "VARCHAR"], "VARCHAR[]"),
+# Name, function, parameters, result, and what becomes of NULL: "default" passes it through.
+_FUNCTIONS: tuple[tuple[str, Any, list[str], str, str], ...] = (
+    ("manta_fold", fold, ["VARCHAR"], "VARCHAR", "default"),
+    ("manta_day", _sql_day, ["TIMESTAMP", "VARCHAR", "VARCHAR"], "DATE", "default"),
+    ("manta_instant", as_instant, ["VARCHAR"], "TIMESTAMP", "special"),
+    ("manta_texts", _sql_texts, ["VARCHAR", "VARCHAR"], "VARCHAR[]", "special"),
 )
 
 
 def register(connection: Any) -> None:
-    """Lends the functions to a DuckDB database: once, for all its cursors; again changes nothing."""
+    """Lends the functions to a DuckDB database, for all its cursors; again changes nothing."""
     known = connection.execute(
         "SELECT count(*) FROM duckdb_functions() WHERE function_name = 'manta_fold'"
     ).fetchall()
     if known[0][0]:
         return
-    for name, function, parameters, result in _FUNCTIONS:
-        connection.create_function(name, function, parameters, result)
+    for name, function, parameters, result, nulls in _FUNCTIONS:
+        connection.create_function(name, function, parameters, result, null_handling=nulls)

@@ -143,8 +143,12 @@ class Comparison:
     operator: str
     value: float
 
+    @property
+    def function(self) -> Callable[[Any, Any], bool]:
+        return COMPARISONS[self.operator]
+
     def holds(self, measured: float) -> bool:
-        return COMPARISONS[self.operator](measured, self.value)
+        return self.function(measured, self.value)
 
     def to_json(self) -> dict[str, Any]:
         return {"operator": self.operator, "value": _number_json(self.value)}

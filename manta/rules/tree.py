@@ -252,14 +252,17 @@ def _boolean(value: Any, path: str) -> bool:
 def _moment(value: Any, path: str) -> date | datetime:
     expected = 'a day ("2026-05-01") or an instant ("2026-05-01T12:00:00Z")'
     text = _text(value, path, 64)
+    moment: date | datetime
     try:
-        return date.fromisoformat(text)
+        moment = date.fromisoformat(text)
     except ValueError:
-        pass
-    try:
-        return parse_instant(text)
-    except (ValueError, OverflowError):
-        _fail(path, f"{_shown(value)} is neither day nor instant", expected)
+        try:
+            moment = parse_instant(text)
+        except (ValueError, OverflowError):
+            _fail(path, f"{_shown(value)} is neither day nor instant", expected)
+    if not 1000 <= moment.year <= 9000:
+        _fail(path, f"the year is {moment.year}", "a year from 1000 to 9000")
+    return moment
 
 
 def _span(value: Any, path: str) -> Span:

@@ -1,0 +1,263 @@
+"""The tests of single values as Python functions, and the instants at which time moves them.
+
+The counterpart of ``sql_tests``. A date test of calendar days moves only where the local date
+changes; ``day_starts`` names those instants, also where a clock change falls on midnight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import date, datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import re2
+
+from manta.rules.meaning import (
+    ONE_DAY,
+    TICK,
+    anniversary_in,
+    as_instant,
+    as_number,
+    as_text,
+    as_texts,
+    by_days,
+    day_of,
+    day_offsets,
+    day_range,
+    fold,
+    instant_range,
+    local_day,
+    next_anniversary,
+    plus,
+    property_value,
+)
+from manta.rules.nodes import COMPARISONS, Operator, Property, Span, Test
+from manta.schema import AttributeType
+
+ValueTest = Callable[[Any, ZoneInfo, datetime], bool]
+
+
+def value_test(test: Test) -> ValueTest:
+    """A test of one value, its zone and now; what is missing fails it, negated it passes."""
+    if test.operator is Operator.IS_SET:
+        wanted = not test.negated
+        return lambda value, zone, now: (value is not None) is wanted
+    positive = _VALUE_TESTS[test.type](test)
+    if test.negated:
+        return lambda value, zone, now: value is None or not positive(value, zone, now)
+    return lambda value, zone, now: value is not None and positive(value, zone, now)
+
+
+def _string(test: Test) -> ValueTest:
+    operator, value = test.operator, test.value
+    if operator is Operator.REGEX:
+        options = re2.Options()
+        options.log_errors = False
+        pattern = re2.compile(value, options)
+        return lambda text, zone, now: pattern.search(text) is not None
+    if operator is Operator.IN:
+        wanted = frozenset(fold(one) for one in value)
+        return lambda text, zone, now: fold(text) in wanted
+    folded = fold(value)
+    if operator is Operator.EQUALS:
+        return lambda text, zone, now: fold(text) == folded
+    if operator is Operator.CONTAINS:
+        return lambda text, zone, now: folded in fold(text)
+    if operator is Operator.STARTS_WITH:
+        return lambda text, zone, now: fold(text).startswith(folded)
+    return lambda text, zone, now: fold(text).endswith(folded)
+
+
+def _number(test: Test) -> ValueTest:
+    operator, value = test.operator, test.value
+    if operator is Operator.BETWEEN:
+        low, high = value
+        return lambda number, zone, now: low <= number <= high
+    if operator is Operator.IN:
+        wanted = frozenset(value)
+        return lambda number, zone, now: number in wanted
+    compare = COMPARISONS[operator.value]
+    return lambda number, zone, now: number == number and compare(number, value)
+
+
+def _boolean(test: Test) -> ValueTest:
+    return lambda value, zone, now: value is test.value
+
+
+def _list(test: Test) -> ValueTest:
+    if test.operator is Operator.LENGTH:
+        return lambda texts, zone, now: test.value.holds(sum(one is not None for one in texts))
+    values = (test.value,) if isinstance(test.value, str) else test.value
+    wanted = frozenset(fold(one) for one in values)
+
+    def found(texts: Sequence[str | None]) -> frozenset[str]:
+        return frozenset(fold(one) for one in texts if one is not None)
+
+    if test.operator is Operator.CONTAINS_ALL:
+        return lambda texts, zone, now: wanted <= found(texts)
+    return lambda texts, zone, now: not wanted.isdisjoint(found(texts))
+
+
+def _date(test: Test) -> ValueTest:
+    if test.operator in _ANNIVERSARIES:
+        first, last = _anniversary_distance(test)
+
+        def soon(value: datetime, zone: ZoneInfo, now: datetime) -> bool:
+            today = local_day(now, zone)
+            return first <= (_coming(day_of(value, zone), today, first) - today).days <= last
+
+        return soon
+    if not by_days(test):
+
+        def within(value: datetime, zone: ZoneInfo, now: datetime) -> bool:
+            low, high = instant_range(test, now)
+            return (low is None or low <= value) and (high is None or value < high)
+
+        return within
+    offsets = day_offsets(test)
+    if offsets is None:
+        low_day, high_day = day_range(test)
+
+        def on_days(value: datetime, zone: ZoneInfo, now: datetime) -> bool:
+            day = day_of(value, zone)
+            return (low_day is None or low_day <= day) and (high_day is None or day <= high_day)
+
+        return on_days
+    first_offset, last_offset = offsets
+
+    def in_days(value: datetime, zone: ZoneInfo, now: datetime) -> bool:
+        distance = (day_of(value, zone) - local_day(now, zone)).days
+        return (first_offset is None or first_offset <= distance) and (
+            last_offset is None or distance <= last_offset
+        )
+
+    return in_days
+
+
+_VALUE_TESTS: dict[AttributeType, Callable[[Test], ValueTest]] = {
+    AttributeType.STRING: _string,
+    AttributeType.NUMBER: _number,
+    AttributeType.BOOLEAN: _boolean,
+    AttributeType.DATE: _date,
+    AttributeType.LIST: _list,
+}
+_ANNIVERSARIES = (Operator.ANNIVERSARY_TODAY, Operator.ANNIVERSARY_IN_THE_NEXT)
+
+
+def _anniversary_distance(test: Test) -> tuple[int, int]:
+    return (0, 0) if test.operator is Operator.ANNIVERSARY_TODAY else (1, test.value.days)
+
+
+def _coming(day: date, today: date, first: int) -> date:
+    """The first anniversary at least ``first`` days from today."""
+    return next_anniversary(day, today + first * ONE_DAY)
+
+
+# -- when time moves a date test -------------------------------------------------------------------
+
+
+def moves(test: Test) -> bool:
+    """Whether time alone can change the answer of a test."""
+    return isinstance(test.value, Span) or test.operator in _ANNIVERSARIES
+
+
+def date_flips(test: Test, value: datetime, zone: ZoneInfo, now: datetime) -> Iterator[datetime]:
+    """Instants, some of them past, at which a moving date test of this value may change."""
+    if test.operator in _ANNIVERSARIES:
+        for day in _anniversary_turns(test, day_of(value, zone), local_day(now, zone).year):
+            yield from day_starts(day, zone, now)
+    elif by_days(test):
+        for day in _day_turns(test, day_of(value, zone)):
+            yield from day_starts(day, zone, now)
+    else:
+        if test.operator is Operator.IN_THE_NEXT:
+            yield plus(value, -test.value.delta)
+            yield value
+        else:
+            yield value
+            yield plus(value, test.value.delta)
+
+
+def _day_turns(test: Test, day: date) -> Iterator[date]:
+    days = test.value.days
+    back = -days if test.operator is Operator.IN_THE_NEXT else days
+    for shift in (0, back):
+        ordinal = day.toordinal() + shift
+        if date.min.toordinal() <= ordinal <= date.max.toordinal():
+            yield date.fromordinal(ordinal)
+
+
+def _anniversary_turns(test: Test, day: date, year: int) -> Iterator[date]:
+    first, last = _anniversary_distance(test)
+    for one in (year, year + 1, year + 2):
+        anniversary = anniversary_in(day, one)
+        yield anniversary - last * ONE_DAY
+        yield anniversary + (1 - first) * ONE_DAY
+
+
+def day_starts(day: date, zone: ZoneInfo, now: datetime) -> Iterator[datetime]:
+    """The instants at which the local date may become ``day``, or turn back from it.
+
+    Mostly one. Where a clock change falls on that midnight there are two readings of it, and the
+    change itself lies between them.
+    """
+    start = datetime(day.year, day.month, day.day, tzinfo=zone)
+    try:
+        early, late = sorted((_as_utc(start), _as_utc(start.replace(fold=1))))
+    except OverflowError:
+        return
+    yield early
+    if early != late:
+        yield late
+        if early <= now < late:
+            yield _offset_change(zone, now, late)
+
+
+def _as_utc(local: datetime) -> datetime:
+    offset = local.utcoffset()
+    assert offset is not None
+    return local.replace(tzinfo=None, fold=0) - offset
+
+
+def _offset_change(zone: ZoneInfo, low: datetime, high: datetime) -> datetime:
+    """The first instant in (low, high] with the offset of ``high``."""
+
+    def offset(instant: datetime) -> timedelta | None:
+        return (instant.replace(tzinfo=_UTC)).astimezone(zone).utcoffset()
+
+    target = offset(high)
+    if offset(low) == target:
+        return high
+    while high - low > TICK:
+        middle = low + (high - low) // 2
+        low, high = (low, middle) if offset(middle) == target else (middle, high)
+    return high
+
+
+_UTC = ZoneInfo("UTC")
+
+# -- properties of events --------------------------------------------------------------------------
+
+# Where a column stands in closure.EventRow.
+_COLUMN_PLACES = {"campaign_id": 1, "item": 3, "amount": 4}
+_PROPERTIES = 5
+_AS_TYPE: dict[AttributeType, Callable[[Any], Any]] = {
+    AttributeType.STRING: as_text,
+    AttributeType.NUMBER: as_number,
+    AttributeType.BOOLEAN: lambda value: value if isinstance(value, bool) else None,
+    AttributeType.DATE: as_instant,
+    AttributeType.LIST: as_texts,
+}
+
+
+def property_reader(property_: Property, type_: AttributeType | None) -> Callable[[Any], Any]:
+    """A function from an event row to the property as that type (``None``: as it is)."""
+    if property_.column is not None:
+        place = _COLUMN_PLACES[property_.column]
+        return lambda row: row[place]
+    path = property_.path[1:]
+    if type_ is None:
+        return lambda row: property_value(row[_PROPERTIES], path)
+    convert = _AS_TYPE[type_]
+    return lambda row: convert(property_value(row[_PROPERTIES], path))
