@@ -27,7 +27,7 @@ QUEUE_ITEMS_MAX = 20_000
 DEADLINE_S = 15.0
 Item = TypeVar("Item")
 
-# What an item's future gives: the command's answer, or the error that it got, as a value.
+# What an item's future gives: its part of the command's answer, or the error that the command got.
 Outcome = Any
 
 
@@ -42,7 +42,8 @@ class _Lane(Generic[Item]):
 
 
 class Gatherer(Generic[Item]):
-    """``build(items, key)`` makes the command of a batch."""
+    """``build(items, key)`` makes the command of a batch; ``part(answer, n)`` is what its n-th item
+    gets of the answer."""
 
     def __init__(
         self,
@@ -50,10 +51,12 @@ class Gatherer(Generic[Item]):
         build: Callable[[Sequence[Item], str], Command],
         producer: str,
         *,
+        part: Callable[[Any, int], Outcome] = lambda answer, n: answer,
         gather_s: float = GATHER_S,
     ) -> None:
         self._shards = shards
         self._build = build
+        self._part = part
         self._producer = producer  # unique to this incarnation: part of each batch's key
         self._gather_s = gather_s
         self._lanes = [_Lane[Item]() for _ in range(shards.count)]
@@ -97,9 +100,10 @@ class Gatherer(Generic[Item]):
             outcome = await self._send(shard, items)
             self.queued_items -= count
             self.queued_bytes -= sum(sizes)
-            for future in futures:
+            failed = isinstance(outcome, MantaError)
+            for n, future in enumerate(futures):
                 if not future.done():
-                    future.set_result(outcome)
+                    future.set_result(outcome if failed else self._part(outcome, n))
         lane.running = None
 
     async def _send(self, shard: int, items: Sequence[Item]) -> Outcome:

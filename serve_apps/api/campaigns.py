@@ -1,0 +1,100 @@
+"""Campaigns: one mail to one audience, from the draft to the report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import Field
+
+from actors.handles import Handles
+from serve_apps import reads
+from serve_apps.api.wiring import (
+    LIMIT,
+    NUMBER_MAX,
+    Body,
+    Cursor,
+    Key,
+    Limit,
+    Number,
+    Ports,
+    instant,
+    needs,
+)
+from serve_apps.limits import CALL_DEADLINE_S
+
+router = APIRouter(prefix="/campaigns", tags=["campaigns"])
+READ, WRITE = needs("campaigns:read"), needs("campaigns:write")
+_HIDDEN = ("definition",)
+
+
+class NewCampaign(Body):
+    name: str = Field(max_length=200)
+    template_id: int = Field(ge=1, le=NUMBER_MAX)
+    segment_id: int | None = Field(None, ge=1, le=NUMBER_MAX)
+    rule: dict[str, Any] | None = Field(None, description="An audience of its own, as a rule.")
+    topic: str = Field("newsletter", max_length=200)
+    kind: str = Field("marketing", description="marketing or transactional")
+    policy: str | None = Field(
+        None, description="hold or resend: what happens to a message of unknown outcome"
+    )
+    priority: int = Field(100, ge=0, le=255, description="0 goes first")
+    source: str | None = Field(None, max_length=200, description="the way out, by name")
+    expires_at: str | None = Field(None, max_length=40, description="RFC 3339")
+
+
+class Launch(Body):
+    at: str | None = Field(None, max_length=40, description="RFC 3339; now if absent.")
+
+
+@router.post("", status_code=201, dependencies=[WRITE], summary="Create a campaign")
+async def create_campaign(body: NewCampaign, ports: Ports, key: Key) -> dict[str, Any]:
+    """A draft. Its audience is either a segment or a rule of its own."""
+    instant(body.expires_at, "expires_at")
+    fields = body.model_dump(exclude_none=True)
+    created = await ports.director.call("create", fields, key, deadline_s=CALL_DEADLINE_S)
+    return shown(created)
+
+
+@router.get("", dependencies=[READ], summary="List the campaigns, newest first")
+async def list_campaigns(
+    ports: Ports, limit: Limit = LIMIT, cursor: Cursor = None
+) -> dict[str, Any]:
+    return await reads.documents_page(ports.director, "campaigns", limit, cursor, shown)
+
+
+@router.get("/{number}", dependencies=[READ], summary="A campaign")
+async def get_campaign(number: Number, ports: Ports) -> dict[str, Any]:
+    return shown(await ports.director.call("campaign", number, deadline_s=CALL_DEADLINE_S))
+
+
+@router.post("/{number}/launch", dependencies=[WRITE], summary="Launch now or at a time")
+async def launch(
+    number: Number, ports: Ports, key: Key, body: Launch | None = None
+) -> dict[str, Any]:
+    """Pins the versions of the template and the audience as they are now."""
+    at = instant(body.at if body else None, "at")
+    return shown(await ports.director.call("launch", number, at, key, deadline_s=CALL_DEADLINE_S))
+
+
+async def _move(ports: Handles, number: int, move: str) -> dict[str, Any]:
+    return shown(await ports.director.call(move, number, deadline_s=CALL_DEADLINE_S))
+
+
+@router.post("/{number}/pause", dependencies=[WRITE], summary="Pause: nothing more is sent")
+async def pause(number: Number, ports: Ports) -> dict[str, Any]:
+    return await _move(ports, number, "pause")
+
+
+@router.post("/{number}/resume", dependencies=[WRITE], summary="Go on with a paused campaign")
+async def resume(number: Number, ports: Ports) -> dict[str, Any]:
+    return await _move(ports, number, "resume")
+
+
+@router.post("/{number}/cancel", dependencies=[WRITE], summary="Cancel what was not sent yet")
+async def cancel(number: Number, ports: Ports) -> dict[str, Any]:
+    return await _move(ports, number, "cancel")
+
+
+def shown(document: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in document.items() if name not in _HIDDEN}

@@ -1,0 +1,242 @@
+"""Subscribers: who they are, what they agreed to, and whom not to write to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import Field
+
+from actors.handles import Handles
+from manta.command import Repeated
+from manta.errors import InvalidRequest, MantaError
+from manta.ids import encode_id
+from manta.people.commands import Consent, LiftSuppression, SetConsent, Suppress, Unsubscribe
+from manta.people.identities import EMAIL, KINDS, compared
+from serve_apps import reads
+from serve_apps.api.wiring import Body, Key, Ports, SubscriberId, instant, needs
+from serve_apps.auth import Caller
+from serve_apps.limits import BATCH_ITEMS_MAX, CALL_DEADLINE_S
+from serve_apps.problems import as_item
+from serve_apps.upserts import Row, Upserts, upsert_rows
+
+router = APIRouter(tags=["subscribers"])
+READ, WRITE = needs("subscribers:read"), needs("subscribers:write")
+
+
+class GivenConsent(Body):
+    channel: str = "email"
+    topic: str = Field("newsletter", max_length=200)
+    status: str = "subscribed"
+
+
+class Person(Body):
+    """What is absent or null stays as it is."""
+
+    email: str | None = Field(None, max_length=320)
+    external_id: str | None = Field(None, max_length=320)
+    time_zone: str | None = Field(None, max_length=64, description="IANA name")
+    locale: str | None = Field(None, max_length=35, description="BCP 47")
+    attributes: dict[str, Any] = Field(default_factory=dict, max_length=500)
+
+
+class NewSubscriber(Person):
+    consent: GivenConsent | None = None
+
+
+class Batch(Body):
+    subscribers: list[Person] = Field(min_length=1, max_length=BATCH_ITEMS_MAX)
+    consent: GivenConsent | None = Field(None, description="for all of them")
+
+
+class ChangedConsent(GivenConsent):
+    source: str = Field("api", max_length=200)
+
+
+class Unsubscription(Body):
+    topic: str | None = Field(None, max_length=200, description="All topics if absent.")
+    source: str = Field("api", max_length=200)
+
+
+class NewSuppression(Body):
+    channel: str = "email"
+    address: str = Field(max_length=320)
+    reason: str = Field("manual", max_length=200)
+    evidence: str | None = Field(None, max_length=1_000)
+    expires_at: str | None = Field(None, max_length=40, description="RFC 3339; never if absent.")
+
+
+class NewAttributes(Body):
+    attributes: dict[str, str] = Field(
+        max_length=500, examples=[{"first_name": "string", "orders": "number"}]
+    )
+
+
+@router.post("/subscribers", dependencies=[WRITE], summary="Create or change a subscriber")
+async def upsert(body: NewSubscriber, ports: Ports, key: Key, response: Response) -> dict[str, Any]:
+    """Named by `email`, else by `external_id`. Consent is only ever added: whoever has
+    unsubscribed stays so."""
+    done = await _upsert(ports, [body], body.consent, key)
+    (result,) = done.results
+    if isinstance(result, MantaError):
+        raise result
+    if done.created:
+        response.status_code = 201
+    return {"id": result and encode_id(result), "status": _status(done)}
+
+
+def _status(done: Upserts) -> str:
+    """What became of a single row."""
+    for status in ("created", "updated", "repeated"):
+        if getattr(done, status):
+            return status
+    return "unchanged"
+
+
+@router.post("/subscribers/batch", dependencies=[WRITE], summary="Create or change up to 1,000")
+async def upsert_batch(body: Batch, ports: Ports, key: Key) -> dict[str, Any]:
+    """Each succeeds or fails alone; `items` is in the order of the request."""
+    done = await _upsert(ports, body.subscribers, body.consent, key)
+    items: list[dict[str, Any]] = []
+    for index, result in enumerate(done.results):
+        if isinstance(result, MantaError):
+            items.append({"index": index, "error": as_item(result)})
+        else:
+            items.append({"index": index, "id": result and encode_id(result)})
+    refused = sum("error" in item for item in items)
+    counts = {name: value for name, value in vars(done).items() if name != "results"}
+    return {**counts, "refused": refused, "items": items}
+
+
+async def _upsert(
+    ports: Handles, people: Sequence[Person], consent: GivenConsent | None, key: str | None
+) -> Upserts:
+    single = isinstance(people[0], NewSubscriber)
+    rows = [
+        Row(
+            p.email,
+            p.external_id,
+            p.time_zone,
+            p.locale,
+            p.attributes,
+            "" if single else f"subscribers[{n}]",
+        )
+        for n, p in enumerate(people)
+    ]
+    given = Consent(consent.channel, consent.topic, consent.status) if consent else None
+    return await upsert_rows(ports, rows, given, key, source="api")
+
+
+@router.get("/subscribers", dependencies=[READ], summary="Find a subscriber by an identity")
+async def find(
+    ports: Ports,
+    email: Annotated[str | None, Query(max_length=320)] = None,
+    external_id: Annotated[str | None, Query(max_length=320)] = None,
+    phone: Annotated[str | None, Query(max_length=320)] = None,
+    anonymous_id: Annotated[str | None, Query(max_length=320)] = None,
+) -> dict[str, Any]:
+    given = {
+        kind: value
+        for kind, value in zip(KINDS, (email, external_id, phone, anonymous_id), strict=True)
+        if value is not None
+    }
+    if len(given) != 1:
+        raise InvalidRequest(
+            "a subscriber is looked up by one identity", path="email", expected=" or ".join(KINDS)
+        )
+    ((kind, value),) = given.items()
+    return await reads.person(ports, await reads.person_id(ports, kind, value))
+
+
+@router.get("/subscribers/{subscriber_id}", dependencies=[READ], summary="A subscriber")
+async def get_subscriber(subscriber_id: SubscriberId, ports: Ports) -> dict[str, Any]:
+    return await reads.person(ports, subscriber_id)
+
+
+@router.put(
+    "/subscribers/{subscriber_id}/consents", dependencies=[WRITE], summary="Set one consent"
+)
+async def set_consent(
+    subscriber_id: SubscriberId, body: ChangedConsent, ports: Ports, key: Key
+) -> dict[str, Any]:
+    """The person's own word, or yours on their behalf: it is always taken."""
+    command = SetConsent(key, subscriber_id, body.channel, body.topic, body.status, body.source)
+    return await _changed(ports, subscriber_id, command)
+
+
+@router.post(
+    "/subscribers/{subscriber_id}/unsubscribe", dependencies=[WRITE], summary="Unsubscribe"
+)
+async def unsubscribe(
+    subscriber_id: SubscriberId, body: Unsubscription, ports: Ports, key: Key
+) -> dict[str, Any]:
+    command = Unsubscribe(key, subscriber_id, None, body.topic, body.source)
+    return await _changed(ports, subscriber_id, command)
+
+
+async def _changed(ports: Handles, subscriber_id: int, command: Any) -> dict[str, Any]:
+    shard = ports.shards.of_subscriber(subscriber_id)
+    answer = await ports.shards.execute(shard, command, CALL_DEADLINE_S)
+    if isinstance(answer, Repeated):
+        return {"id": encode_id(subscriber_id), "changed": 0, "repeated": True}
+    return {"id": encode_id(answer.subscriber_id), "changed": answer.changed}
+
+
+@router.post("/suppressions", dependencies=[WRITE], status_code=201, summary="Suppress an address")
+async def suppress(
+    body: NewSuppression, ports: Ports, key: Key, request: Request
+) -> dict[str, Any]:
+    """Nothing is sent to it any more on this channel, whoever has it."""
+    caller: Caller = request.state.caller
+    command = Suppress(
+        key,
+        body.channel,
+        body.address,
+        body.reason,
+        f"api:{caller.key_id}",
+        body.evidence,
+        instant(body.expires_at, "expires_at"),
+    )
+    return {"changed": await _on_address(ports, body.channel, body.address, command)}
+
+
+@router.delete(
+    "/suppressions/{channel}/{address}", dependencies=[WRITE], summary="Lift a suppression"
+)
+async def lift(
+    channel: str, address: str, ports: Ports, key: Key, request: Request
+) -> dict[str, Any]:
+    """Consent is another matter and stays as it is."""
+    caller: Caller = request.state.caller
+    command = LiftSuppression(key, channel, address, f"api:{caller.key_id}")
+    return {"changed": await _on_address(ports, channel, address, command)}
+
+
+async def _on_address(ports: Handles, channel: str, address: str, command: Any) -> bool:
+    """In the shard of the address, and in that of the person who has it, if it is another."""
+    kind = EMAIL if channel == "email" else "phone" if channel == "sms" else channel
+    shard = ports.shards.of_identity(kind, compared(kind, address))
+    answer = await ports.shards.execute(shard, command, CALL_DEADLINE_S)
+    if isinstance(answer, Repeated):
+        return False
+    changed = bool(answer.changed)
+    if answer.subscriber_id is not None:
+        home = ports.shards.of_subscriber(answer.subscriber_id)
+        if home != shard:
+            await ports.shards.execute(home, command, CALL_DEADLINE_S)
+    return changed
+
+
+@router.get("/attributes", dependencies=[READ], summary="The attributes that people can have")
+async def attributes(ports: Ports) -> dict[str, Any]:
+    return {"attributes": await ports.catalog.call("attributes", deadline_s=CALL_DEADLINE_S)}
+
+
+@router.post("/attributes", dependencies=[WRITE], summary="Declare attributes")
+async def declare(body: NewAttributes, ports: Ports) -> dict[str, Any]:
+    """Types: string, number, boolean, date, list (of strings). A type cannot be changed later."""
+    declared = await ports.catalog.call(
+        "declare_attributes", body.attributes, deadline_s=CALL_DEADLINE_S
+    )
+    return {"attributes": declared}
