@@ -450,9 +450,13 @@ def _value_bytes(value: Any) -> int:
         return size_bytes
     if isinstance(value, str | bytes):
         return len(value)
-    if isinstance(value, list | tuple | set | frozenset | dict):
+    if isinstance(value, list | tuple):
+        if len(value) > 256:
+            return 64 * len(value)
+        return sum(16 + _value_bytes(each) for each in value)
+    if isinstance(value, set | frozenset | dict):
         return 64 * len(value)
-    return 16
+    return command_bytes(value) if is_dataclass(value) else 16
 
 
 def _quantile(values: Sequence[float], q: float) -> float:

@@ -47,11 +47,12 @@ class Tail:
     dirty: dict[str, list[pa.Table]] = field(default_factory=dict)
     events: list[pa.Table] = field(default_factory=list)
     keys: dict[date, list[int]] = field(default_factory=dict)
-    size_bytes: int = 0
+    size_bytes: int = 0  # as rows in memory, which bounds what a replay costs
     since_s: float | None = None  # monotonic instant of the first of them
 
-    def add(self, group: Group, size_bytes: int, at_s: float) -> None:
+    def add(self, group: Group, at_s: float) -> None:
         for change in group.changes:
+            self.size_bytes += change.rows.nbytes
             if change.table == EVENTS.name:
                 self.events.append(change.rows)
             else:
@@ -59,7 +60,6 @@ class Tail:
                 self.dirty.setdefault(change.table, []).append(key)
         if group.keys:
             self.keys.setdefault(group.at.date(), []).extend(group.keys)
-        self.size_bytes += size_bytes
         if self.since_s is None:
             self.since_s = at_s
 

@@ -61,8 +61,7 @@ def local_files(objects: ObjectStore, files: Sequence[FileEntry]) -> Iterator[li
             path = objects.local_path(file.path)
             if path is None:
                 path = str(Path(scratch) / f"{index:05d}.parquet")
-                if not objects.fetch(file.path, path):
-                    path = ""
+                objects.fetch(file.path, path)
             _check(file, path)
             return path
 
@@ -71,14 +70,14 @@ def local_files(objects: ObjectStore, files: Sequence[FileEntry]) -> Iterator[li
 
 
 def _check(file: FileEntry, path: str) -> None:
+    if not Path(path).exists():
+        raise Damaged(f"lake file {file.path} is missing", object=file.path)
     try:
-        metadata = pq.read_metadata(path).metadata or {} if path else {}
+        metadata = pq.read_metadata(path).metadata or {}
     except (OSError, pa.ArrowException) as error:
         raise Damaged(
             f"lake file {file.path} cannot be read: {str(error)[:200]}", object=file.path
         ) from error
-    if not path:
-        raise Damaged(f"lake file {file.path} is missing", object=file.path)
     version = metadata.get(b"manta.format", b"").decode()
     if version != str(FORMAT_VERSION):
         raise IncompatibleFormat(

@@ -112,6 +112,7 @@ class _Run:
     answers: dict[int, Outcome] = field(default_factory=dict)
     changes: list[Change] = field(default_factory=list)
     keys: dict[int, str] = field(default_factory=dict)
+    repeated: int = 0
 
 
 @dataclass
@@ -164,6 +165,7 @@ class ShardStore:
         self._clock, self._random = clock, random
         self._hooks = [_HookState(hook) for hook in hooks]
         self._latest = datetime.min
+        self._stopped = ""
 
     # -- recovery ------------------------------------------------------------------------------
 
@@ -202,7 +204,7 @@ class ShardStore:
             raise Damaged(
                 f"journal entry {name} cannot be applied: {error}", object=name
             ) from error
-        self._committed(Group(group.at, group.keys, tuple(changes)), len(entry.body))
+        self._committed(Group(group.at, group.keys, tuple(changes)))
         self.figures.replayed_entries += 1
 
     def _empty_database(self) -> ShardDatabase:
@@ -212,10 +214,20 @@ class ShardStore:
 
     def execute(self, commands: Sequence[Command]) -> list[Outcome]:
         """Run one group. Each command alone succeeds or fails; answers are durable on return."""
+        if self._stopped:
+            raise Stopped(self._stopped)
+        try:
+            return self._execute(commands)
+        except Stopped as stopped:
+            self._stopped = str(stopped)
+            raise
+
+    def _execute(self, commands: Sequence[Command]) -> list[Outcome]:
         now = self._now()
         self._latest = now
         failed: dict[int, Outcome] = {}
         run = self._decide(commands, now, failed)
+        self.figures.commands_repeated += run.repeated
         self.figures.groups += 1
         self.figures.commands += len(commands)
         if not run.changes:
@@ -266,7 +278,7 @@ class ShardStore:
         try:
             key = command.key
             if key is not None and self._is_known(key, run):
-                self.figures.commands_repeated += 1
+                run.repeated += 1
                 repeat = getattr(command, "repeat", None)
                 answer = repeat(self.database, context) if repeat else Repeated(key)
                 run.answers[index] = Outcome(answer)
@@ -325,12 +337,12 @@ class ShardStore:
             raise Stopped(f"commit failed after journal entry {sequence}: {error}") from error
         self.sequence = sequence
         self.figures.appended_bytes += len(body)
-        self._committed(group, len(body))
+        self._committed(group)
         return None
 
-    def _committed(self, group: Group, size_bytes: int) -> None:
+    def _committed(self, group: Group) -> None:
         self.keys.add(group.keys, group.at)
-        self.tail.add(group, size_bytes, self._clock.monotonic())
+        self.tail.add(group, self._clock.monotonic())
         touched = {change.table for change in group.changes}
         for state in self._hooks:
             if touched & state.hook.tables:
