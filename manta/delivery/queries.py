@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from manta.command import Context, Database
+from manta.delivery.hooks import work
 from manta.delivery.ledger import Accounting, State
 from manta.errors import InvalidRequest
 from manta.schema import MESSAGE_EVENTS
@@ -60,7 +61,8 @@ def failures(database: Database, context: Context, arguments: Arguments) -> list
     rows = database.table(
         "SELECT state, reason, reply_code, count(*) AS messages, min(reply) AS example"
         " FROM ledger WHERE campaign_id = ?"
-        " AND state IN ('failed', 'uncertain', 'expired', 'planned') AND (reason IS NOT NULL OR reply_code IS NOT NULL)"
+        " AND state IN ('failed', 'uncertain', 'expired', 'planned')"
+        " AND (reason IS NOT NULL OR reply_code IS NOT NULL)"
         " GROUP BY ALL ORDER BY messages DESC, state, reason, reply_code LIMIT 200",
         [arguments["campaign_id"]],
     )
@@ -162,6 +164,7 @@ def next_due(database: Database, context: Context, arguments: Arguments) -> dict
 
 
 QUERIES = {
+    "work": work,
     "accounting": accounting,
     "failures": failures,
     "timeline": timeline,
