@@ -24,6 +24,7 @@ import pyarrow as pa
 
 from manta.command import Database
 from manta.delivery.campaign import MARKETING_ONLY_SUPPRESSIONS, Kind
+from manta.people.identities import EMAIL, compared
 
 # An index answers a short list of ids; a list of thousands is better joined.
 _LISTED_MAX = 256
@@ -77,7 +78,9 @@ def screen(
             refusals.append("no_address")
         else:
             consent = consents.get((want.subscriber_id, want.channel, want.topic))
-            refusals.append(_refusal(want, stopped.get((want.channel, email)), consent))
+            refusals.append(
+                _refusal(want, stopped.get((want.channel, compared(EMAIL, email))), consent)
+            )
     places = [place.get(want.subscriber_id) for want in wanted]
     return Screened(refusals, domains, found.take(pa.array(places, pa.int64())))
 
@@ -105,7 +108,7 @@ def _consents(database: Database, people: list[int]) -> dict[tuple[int, str, str
 def _suppressions(
     database: Database, emails: dict[int, str], now: datetime
 ) -> dict[tuple[str, str], str]:
-    addresses = sorted({email for email in emails.values() if email})
+    addresses = sorted({compared(EMAIL, email) for email in emails.values() if email})
     found = database.rows(
         "SELECT channel, address, reason FROM suppressions"
         " WHERE address IN (SELECT unnest(?)) AND (expires_at IS NULL OR expires_at > ?)",

@@ -248,7 +248,7 @@ class _Statement:
         chosen = Sql(f"SELECT address FROM suppressions WHERE {alive}", self._now)
         if rule.reason is not None:
             chosen += Sql(" AND reason = ?", rule.reason)
-        return Sql("p.email IN (") + chosen + Sql(")")
+        return Sql("lower(p.email) IN (") + chosen + Sql(")")
 
     def _events(self, happening: Happening, universe: str | None, framed: bool = True) -> Sql:
         """FROM and WHERE over events ``e`` of a happening, by now, of people in the universe."""
