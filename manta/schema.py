@@ -68,7 +68,7 @@ IDENTITIES = Table(
     "identities",
     (
         ("kind", "VARCHAR"),  # email | external_id | phone | anonymous_id
-        ("value", "VARCHAR"),
+        ("value", "VARCHAR"),  # compared form (manta.people.identities)
         ("subscriber_id", "BIGINT"),
         ("state", "VARCHAR"),  # confirmed | pending
         ("claimed_at", "TIMESTAMP"),
@@ -101,7 +101,7 @@ SUPPRESSIONS = Table(
     "suppressions",
     (
         ("channel", "VARCHAR"),
-        ("address", "VARCHAR"),  # normalised
+        ("address", "VARCHAR"),  # compared form: lower(profiles.email)
         ("reason", "VARCHAR"),  # hard_bounce | complaint | manual | unsubscribed | ...
         ("source", "VARCHAR"),
         ("evidence", "VARCHAR"),
