@@ -202,14 +202,14 @@ def _first_wins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(reversed(pairs))
 
 
-def _refuse(text: str) -> Any:
-    raise ValueError(text)
-
-
 @lru_cache(maxsize=4096)
 def _document(text: str) -> Any:
+    """The JSON, or ``None`` where DuckDB would not read it either, as half a surrogate pair."""
     try:
-        return json.loads(text, object_pairs_hook=_first_wins, parse_constant=_refuse)
+        found = json.loads(text, object_pairs_hook=_first_wins)
+        if "\\u" in text:
+            json.dumps(found, ensure_ascii=False).encode()
+        return found
     except (ValueError, RecursionError):
         return None
 

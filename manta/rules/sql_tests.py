@@ -237,9 +237,10 @@ def number_property(property_: Property) -> Sql:
     if property_.column is not None:
         return Sql(f"e.{property_.column}")
     value, kind = _json(property_)
-    numeric = " IN ('BIGINT', 'UBIGINT', 'HUGEINT', 'UHUGEINT', 'DOUBLE', 'DECIMAL') THEN TRY_CAST("
-    number = Sql("CASE WHEN ") + kind + Sql(numeric) + value + Sql(" AS DOUBLE) END")
-    return number
+    numeric = " IN ('BIGINT', 'UBIGINT', 'HUGEINT', 'UHUGEINT', 'DOUBLE', 'DECIMAL') THEN"
+    number = Sql("TRY_CAST(") + value + Sql(" AS DOUBLE)")
+    finite = Sql(f"{numeric} CASE WHEN isfinite(") + number + Sql(") THEN ") + number
+    return Sql("CASE WHEN ") + kind + finite + Sql(" END END")
 
 
 def _property_value(property_: Property, test: Test) -> Sql:
