@@ -64,7 +64,7 @@ def people(store: ShardStore) -> list[int]:
     return [i for (i,) in store.database.rows("SELECT subscriber_id FROM profiles ORDER BY 1")]
 
 
-# -- groups ----------------------------------------------------------------------------------------
+# -- groups --------------------------------------------------------------------------------------
 
 
 def test_later_commands_of_a_group_see_earlier_ones(store: ShardStore) -> None:
@@ -131,7 +131,7 @@ def test_pushes_come_with_the_outcome_of_their_command(store: ShardStore) -> Non
     assert [outcome.pushes for outcome in good] == [(push,), ()]
 
 
-# -- keys --------------------------------------------------------------------------------------------
+# -- keys ----------------------------------------------------------------------------------------
 
 
 def test_a_key_runs_once_also_within_a_group_and_after_recovery(
@@ -192,7 +192,7 @@ def test_keys_expire_through_files_too(objects: FileObjects) -> None:
     assert later.execute([write(person(3), key="new")])[0].answer == Repeated("new")
 
 
-# -- recovery and fence ------------------------------------------------------------------------------
+# -- recovery and fence --------------------------------------------------------------------------
 
 
 def some_writes(store: ShardStore, random: Random, rounds: int = 8, flushes: bool = True) -> None:
@@ -350,7 +350,7 @@ def test_the_body_of_an_entry() -> None:
         decode_group(b"MSG9" + body[4:], "entry")
 
 
-# -- flush and compaction ----------------------------------------------------------------------------
+# -- flush and compaction ------------------------------------------------------------------------
 
 
 def test_a_flush_is_due_by_time_or_size_and_never_when_idle(objects: FileObjects) -> None:
@@ -491,7 +491,7 @@ def test_the_plan_keeps_the_number_of_files_bounded() -> None:
     assert len(merge.inputs) == 3
 
 
-# -- hooks -------------------------------------------------------------------------------------------
+# -- hooks ---------------------------------------------------------------------------------------
 
 
 class Watch:
