@@ -13,6 +13,7 @@ import asyncio
 import json
 from collections import OrderedDict
 from collections.abc import Sequence
+from datetime import datetime
 from random import Random
 from typing import Any, NamedTuple
 
@@ -26,8 +27,8 @@ from manta.events.commands import RECORDED, REPEATED, UNKNOWN, RecordEvents
 from manta.ids import decode_id
 from manta.people.identities import EMAIL, EXTERNAL_ID, KINDS, compared
 from serve_apps import reads
-from serve_apps.api.wiring import Body, instant
 from serve_apps.auth import Authenticator
+from serve_apps.bodies import Body, instant
 from serve_apps.gather import Gatherer
 from serve_apps.limits import BATCH_ITEMS_MAX, App, Guard, Receive, Scope, Send, read_body
 from serve_apps.problems import Malformed, as_item, encode, of_error, problem, send_problem
@@ -64,7 +65,7 @@ class Incoming(NamedTuple):
     subscriber_id: int
     type: str
     id: str
-    occurred_at: Any
+    occurred_at: datetime | None
     item: str | None
     amount: float | None
     properties: str | None
@@ -166,15 +167,16 @@ class Ingest:
             event = checked(given, path)
             if event.id is None:
                 event.id = f"{name}:{n}" if name else f"{self._random.getrandbits(128):032x}"
-            outcome = await self._store(event, await self._person(event, path))
+            at = instant(event.occurred_at, f"{path}.occurred_at".strip("."))
+            outcome = await self._store(event, at, await self._person(event, path))
             if isinstance(outcome.error, NotFound) and event.subscriber_id is None:
                 self._known.pop(_identity(event), None)  # moved or merged since we asked
-                outcome = await self._store(event, await self._person(event, path))
+                outcome = await self._store(event, at, await self._person(event, path))
             return outcome
         except MantaError as error:
             return Outcome("refused", error)
 
-    async def _store(self, event: Event, person: int) -> Outcome:
+    async def _store(self, event: Event, at: datetime | None, person: int) -> Outcome:
         properties = None
         if event.properties is not None:
             properties = json.dumps(event.properties, ensure_ascii=False, separators=(",", ":"))
@@ -182,7 +184,7 @@ class Ingest:
             person,
             event.type,
             event.id or "",
-            instant(event.occurred_at, "occurred_at"),
+            at,
             event.item,
             event.amount,
             properties,

@@ -144,6 +144,7 @@ def _type(schema: Json) -> str:
 def _body_schema(openapi: Json, operation: Json) -> Json:
     content = operation.get("requestBody", {}).get("content", {})
     schema = content.get("application/json", {}).get("schema", {})
+    schema = (schema.get("oneOf") or [schema])[0]
     return _resolve(openapi, _items(schema) if "anyOf" in schema else schema)
 
 

@@ -20,6 +20,7 @@ from actors.handles import Handles
 from manta import __version__
 from manta.errors import InvalidRequest, MantaError
 from serve_apps.api import campaigns, keys, people, segments, templates
+from serve_apps.api.description import describe
 from serve_apps.auth import Authenticator
 from serve_apps.limits import App, Guard, Message, Receive, Scope, Send
 from serve_apps.problems import CONTENT_TYPE, Malformed, of_error, of_errors, problem
@@ -41,7 +42,7 @@ def create_api(handles: Handles, authenticator: Authenticator) -> App:
         description=_DESCRIPTION,
         docs_url=None,
         redoc_url=None,
-        openapi_url="/openapi.json",
+        openapi_url=None,
         exception_handlers={
             MantaError: _answer_error,
             HTTPException: _answer_http,
@@ -54,11 +55,16 @@ def create_api(handles: Handles, authenticator: Authenticator) -> App:
     for room in (people, segments, templates, campaigns, keys):
         api.include_router(room.router)
 
+    document = describe(api, PREFIX)
+    page = render(document)
+
+    @api.get("/openapi.json", include_in_schema=False)
+    async def openapi() -> dict[str, Any]:
+        return document
+
     @api.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
-        return HTMLResponse(
-            render(api.openapi()), headers={"Content-Security-Policy": CONTENT_SECURITY_POLICY}
-        )
+        return HTMLResponse(page, headers={"Content-Security-Policy": CONTENT_SECURITY_POLICY})
 
     return Guard(_strict_text(api))
 

@@ -9,18 +9,8 @@ from pydantic import Field
 
 from actors.handles import Handles
 from serve_apps import reads
-from serve_apps.api.wiring import (
-    LIMIT,
-    NUMBER_MAX,
-    Body,
-    Cursor,
-    Key,
-    Limit,
-    Number,
-    Ports,
-    instant,
-    needs,
-)
+from serve_apps.api.wiring import LIMIT, NUMBER_MAX, Cursor, Key, Limit, Number, Ports, needs
+from serve_apps.bodies import Body, instant
 from serve_apps.limits import CALL_DEADLINE_S
 
 router = APIRouter(prefix="/campaigns", tags=["campaigns"])

@@ -8,8 +8,9 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from manta.errors import Forbidden
-from serve_apps.api.wiring import Body, Ports, needs
+from serve_apps.api.wiring import Ports, needs
 from serve_apps.auth import Caller
+from serve_apps.bodies import Body
 from serve_apps.limits import CALL_DEADLINE_S
 
 router = APIRouter(tags=["keys"], dependencies=[needs("keys:write")])

@@ -15,8 +15,9 @@ from manta.ids import encode_id
 from manta.people.commands import Consent, LiftSuppression, SetConsent, Suppress, Unsubscribe
 from manta.people.identities import EMAIL, KINDS, compared
 from serve_apps import reads
-from serve_apps.api.wiring import Body, Key, Ports, SubscriberId, instant, needs
+from serve_apps.api.wiring import Key, Ports, SubscriberId, needs
 from serve_apps.auth import Caller
+from serve_apps.bodies import Body, instant
 from serve_apps.limits import BATCH_ITEMS_MAX, CALL_DEADLINE_S
 from serve_apps.problems import as_item
 from serve_apps.upserts import Row, Upserts, upsert_rows

@@ -10,7 +10,8 @@ from pydantic import Field
 from actors.handles import Handles
 from manta.errors import NotFound
 from serve_apps import reads
-from serve_apps.api.wiring import LIMIT, Body, Cursor, Key, Limit, Number, Ports, needs
+from serve_apps.api.wiring import LIMIT, Cursor, Key, Limit, Number, Ports, needs
+from serve_apps.bodies import Body
 from serve_apps.limits import CALL_DEADLINE_S
 
 router = APIRouter(prefix="/segments", tags=["segments"])

@@ -14,7 +14,8 @@ from manta.errors import InvalidRequest, NotFound
 from manta.ids import decode_id
 from manta.schema import ATTRIBUTE_PREFIX
 from serve_apps import reads
-from serve_apps.api.wiring import LIMIT, NUMBER_MAX, Body, Cursor, Key, Limit, Number, Ports, needs
+from serve_apps.api.wiring import LIMIT, NUMBER_MAX, Cursor, Key, Limit, Number, Ports, needs
+from serve_apps.bodies import Body
 from serve_apps.limits import CALL_DEADLINE_S
 from serve_apps.workshop import Workshop
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, Path, Query, Request
-from pydantic import BaseModel, ConfigDict
 
 from actors.handles import Handles
-from manta.clock import parse_instant
 from manta.errors import InvalidRequest, NotFound
 from manta.ids import decode_id
 from serve_apps.auth import Caller
@@ -17,12 +14,6 @@ from serve_apps.limits import PAGE_ROWS, PAGE_ROWS_MAX
 
 KEY_LENGTH_MAX = 200
 NUMBER_MAX = (1 << 31) - 1
-
-
-class Body(BaseModel):
-    """A request body: a field that is not known is refused, so that a typing error is found."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 def get_handles(request: Request) -> Handles:
@@ -93,20 +84,3 @@ def _subscriber_id(
 
 
 SubscriberId = Annotated[int, Depends(_subscriber_id)]
-
-
-def instant(text: str | None, path: str) -> Any:
-    """A ``datetime`` from RFC 3339 text, or ``None``. Raises ``InvalidRequest``."""
-    if text is None:
-        return None
-    try:
-        return parse_instant(text)
-    except (ValueError, OverflowError):
-        raise InvalidRequest(
-            f"{text!r:.60} is not an instant",
-            path=path,
-            expected="RFC 3339, for example 2027-01-31T09:00:00Z",
-        ) from None
-
-
-Route = Callable[..., Awaitable[Any]]

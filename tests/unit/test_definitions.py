@@ -130,10 +130,11 @@ def test_a_campaign_runs_through_its_states(shelf: Shelf) -> None:
     campaign = draft(shelf)
     assert (campaign["state"], campaign["policy"]) == ("draft", "hold")
     later = NOW + timedelta(hours=1)
-    pinned = {"definition": "{}", "template_version": 1}
+    pinned = {"rule": {"all": []}, "template_version": 1}
     campaign = shelf.apply(directing.schedule(shelf, 1, later, pinned, NOW))
     assert directing.todo(campaign, 2).start_at == later
-    campaign = shelf.apply(directing.move_to(shelf, 1, CampaignState.RUNNING, later))
+    campaign = shelf.apply(directing.start(shelf, 1, "{}", later))
+    assert not directing.start(shelf, 1, "{}", later).changes, "a repeated start is none"
     assert directing.todo(campaign, 2).plan == ((0, 0), (1, 0))
     part = {"planned": 5, "suppressed": 1, "last_subscriber": 77, "done": False}
     campaign = shelf.apply(directing.record_planning(shelf, 1, 1, part, later))
