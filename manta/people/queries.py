@@ -1,4 +1,4 @@
-"""Reads about single people: who has an identity, and what is known of a person."""
+"""Reads about people: who has an identity, what is known of a person, and audiences in pages."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ import pyarrow as pa
 from manta.command import Context, Database
 from manta.errors import InvalidRequest
 from manta.people.identities import CONFIRMED, compared
-from manta.schema import ATTRIBUTE_PREFIX
+from manta.rules.sql import compile_sql
+from manta.rules.tree import parse
+from manta.schema import ATTRIBUTE_PREFIX, AttributeType
 
 IDENTITIES_MAX = 1_000  # of one question
+PAGE_ROWS_MAX = 50_000
 
 
 def identities(
@@ -86,4 +89,38 @@ def person(
     }
 
 
-QUERIES = {"identities": identities, "person": person}
+def audience_page(database: Database, context: Context, arguments: Mapping[str, Any]) -> pa.Table:
+    """The profiles of an audience as Arrow, by rising id: the next ``limit`` ``after`` an id.
+
+    ``rule`` is a rule's JSON with ``attributes`` as declared; without it: everybody. ``now`` (an
+    instant, the same for all pages) is when the rule is to hold. ``columns`` of the profile are
+    given, or all. A page shorter than ``limit`` is the last one.
+    """
+    limit, after = int(arguments["limit"]), int(arguments.get("after") or -1)
+    if not 0 < limit <= PAGE_ROWS_MAX:
+        raise InvalidRequest(
+            f"a page of {limit} rows", path="limit", expected=f"1 to {PAGE_ROWS_MAX}"
+        )
+    there = database.table("SELECT * FROM profiles LIMIT 0").column_names
+    columns = list(arguments.get("columns") or there)
+    for name in columns:
+        if name not in there:
+            raise InvalidRequest(
+                f"profiles have no column {name[:80]!r}",
+                path="columns",
+                expected=", ".join(there)[:500],
+            )
+    sql = f"SELECT {', '.join(f'p.{name}' for name in columns)} FROM profiles p"
+    params: list[Any] = []
+    if arguments.get("rule") is not None:
+        types = {name: AttributeType(kind) for name, kind in arguments["attributes"].items()}
+        rule = parse(arguments["rule"], types)
+        now = arguments.get("now") or context.now
+        chosen = compile_sql(rule, now, context.settings.get("time_zone") or "UTC")
+        sql += f" SEMI JOIN ({chosen.sql}) chosen ON chosen.subscriber_id = p.subscriber_id"
+        params += chosen.params
+    sql += " WHERE p.subscriber_id > ? ORDER BY p.subscriber_id LIMIT ?"
+    return database.table(sql, [*params, after, limit])
+
+
+QUERIES = {"audience_page": audience_page, "identities": identities, "person": person}
