@@ -50,11 +50,12 @@ def last_events(
     database: Database, context: Context, arguments: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """By type of event of ``subscriber_id``: ``type``, ``count``, ``first_at``, ``last_at``."""
-    return database.table(
+    rows: list[dict[str, Any]] = database.table(
         "SELECT type, count(*) AS count, min(occurred_at) AS first_at, max(occurred_at) AS last_at"
         " FROM events WHERE subscriber_id = ? GROUP BY type ORDER BY last_at DESC, type",
         [arguments["subscriber_id"]],
     ).to_pylist()
+    return rows
 
 
 QUERIES = {"last_events": last_events, "person_events": person_events}

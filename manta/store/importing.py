@@ -108,9 +108,7 @@ def plan_import(
 
 def header_and_rows(sample: str, dialect: Dialect) -> tuple[list[str], list[list[str]]]:
     """The first row of a text and the good ones that follow it, at most ``_SAMPLE_ROWS``."""
-    splitter = Splitter(dialect, None)
-    found = splitter.feed(sample)
-    rows = found.rows or splitter.finish().rows
+    rows = _rows_of(sample, dialect, None)
     if not rows:
         raise InvalidRequest("the file has no rows", path="file", expected="a header and rows")
     header = rows[0]
@@ -118,11 +116,16 @@ def header_and_rows(sample: str, dialect: Dialect) -> tuple[list[str], list[list
         raise InvalidRequest(
             f"the file has {len(header)} columns", path="file", expected=f"at most {COLUMNS_MAX}"
         )
-    splitter = Splitter(dialect, len(header))
-    found = splitter.feed(sample)
-    # The last row may be cut by the end of the sample; of a short file it is needed.
-    rows = found.rows[1:] or splitter.finish().rows[-1:]
-    return header, [row for row in rows[:_SAMPLE_ROWS] if row != header]
+    rows = _rows_of(sample, dialect, len(header))[1:]
+    if len(rows) > _SAMPLE_ROWS:
+        return header, rows[:_SAMPLE_ROWS]
+    # The end of a sample may have cut the last row; of a short file it is needed.
+    return header, rows[:-1] or rows
+
+
+def _rows_of(sample: str, dialect: Dialect, fields: int | None) -> list[list[str]]:
+    splitter = Splitter(dialect, fields)
+    return splitter.feed(sample).rows + splitter.finish().rows
 
 
 def read_people(path: Path, plan: ImportPlan, batch_rows: int = BATCH_ROWS) -> Iterator[Batch]:

@@ -5,8 +5,10 @@ from datetime import timedelta
 import pyarrow as pa
 import pytest
 
+from manta.command import Context
 from manta.errors import InvalidRequest
 from manta.events.commands import PROPERTIES_BYTES_MAX, RecordEvents, TrackHits, wrong_properties
+from manta.events.queries import QUERIES
 from manta.ids import hash64
 from tests.unit.people_shard import START, Shard
 
@@ -131,3 +133,32 @@ def test_hits_carry_the_campaign_of_their_message(shard):
         (11, 7, START),
         (12, None, START),
     ]
+
+
+def test_events_of_a_person_in_pages(shard):
+    person = shard.person("a@example.com")
+    times = [START - timedelta(hours=n // 2) for n in range(5)]  # two at each instant
+    record(
+        shard,
+        *(
+            {"subscriber_id": person, "type": f"t{n % 2}", "id": str(n), "occurred_at": at}
+            for n, at in enumerate(times)
+        ),
+    )
+    context = Context(START, shard.random, "default", 0)
+    seen, before = [], None
+    while True:
+        arguments = {"subscriber_id": person, "limit": 2, "before": before}
+        answer = QUERIES["person_events"](shard.database, context, arguments)
+        seen += answer["events"]
+        before = answer["next"]
+        if before is None:
+            break
+    assert [event["occurred_at"] for event in seen] == times
+    assert len({event["event_id"] for event in seen}) == 5
+    only = QUERIES["person_events"](
+        shard.database, context, {"subscriber_id": person, "types": ["t1"]}
+    )
+    assert {event["type"] for event in only["events"]} == {"t1"}
+    kinds = QUERIES["last_events"](shard.database, context, {"subscriber_id": person})
+    assert {kind["type"]: kind["count"] for kind in kinds} == {"t0": 3, "t1": 2}
