@@ -6,14 +6,18 @@ counts add up, samples are cut, pages go on from shard to shard.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from typing import Any
 
 from actors.handles import Handles, Singleton
 from manta.clock import as_text
-from manta.errors import NotFound
+from manta.delivery.ledger import Accounting, State
+from manta.errors import InvalidRequest, NotFound
 from manta.ids import encode_id
 from manta.people.identities import compared
 from manta.rules.nodes import Rule
@@ -117,3 +121,115 @@ async def audience(handles: Handles, rule: Rule, sample: int) -> Document:
 
 def _attributes(row: Document) -> Document:
     return {"attributes": row["attributes"]}
+
+
+# -- campaigns -------------------------------------------------------------------------------------
+
+
+async def campaign_report(handles: Handles, campaign: Document, step_s: int = 60) -> Document:
+    """Accounting, results, failures by reason and both over time, summed over the shards."""
+    number = {"campaign_id": campaign["id"]}
+    parts, failures, steps = await asyncio.gather(
+        handles.shards.query_all("campaign_report", number, CALL_DEADLINE_S),
+        handles.shards.query_all("failures", number, CALL_DEADLINE_S),
+        handles.shards.query_all("timeline", number | {"step_s": step_s}, CALL_DEADLINE_S),
+    )
+    total = sum((Accounting.of(p["accounting"]["states"]) for p in parts), Accounting.of(()))
+    planned = sum(part["accounting"]["planned_total"] for part in parts)
+    return plain(
+        {
+            "campaign_id": campaign["id"],
+            "state": campaign["state"],
+            "progress": campaign.get("progress"),
+            "accounting": total.as_dict() | {"adds_up": total.holds_for(planned)},
+            "events": _summed_events(parts),
+            "reasons": _summed_reasons(parts),
+            "failures": _summed_failures(failures),
+            "timeline": _summed_steps(steps),
+        }
+    )
+
+
+def _summed_events(parts: Sequence[Document]) -> Document:
+    summed: dict[str, Counter[str]] = {}
+    for part in parts:
+        for kind, counts in part["events"].items():
+            summed.setdefault(kind, Counter(dict.fromkeys(counts, 0))).update(counts)
+    return {kind: dict(counts) for kind, counts in summed.items()}
+
+
+def _summed_reasons(parts: Sequence[Document]) -> list[Document]:
+    counts: Counter[tuple[str, str]] = Counter()
+    for part in parts:
+        for state, reason, messages in part["accounting"]["reasons"]:
+            counts[state, reason] += messages
+    return [
+        {"state": state, "reason": reason, "messages": messages}
+        for (state, reason), messages in counts.most_common()
+    ]
+
+
+def _summed_failures(parts: Sequence[Sequence[Document]]) -> list[Document]:
+    merged: dict[tuple[Any, ...], Document] = {}
+    for row in chain.from_iterable(parts):
+        key = (row["state"], row["reason"], row["reply_code"])
+        if key in merged:
+            merged[key]["messages"] += row["messages"]
+        else:
+            merged[key] = dict(row)
+    return sorted(merged.values(), key=lambda row: -row["messages"])
+
+
+def _summed_steps(parts: Sequence[Sequence[Document]]) -> list[Document]:
+    """One row per step, with the count of each thing that happened in it."""
+    steps: dict[datetime, Counter[str]] = {}
+    for row in chain.from_iterable(parts):
+        steps.setdefault(row["at"], Counter())[row["what"]] += row["count"]
+    return [{"at": at, **steps[at]} for at in sorted(steps)]
+
+
+async def recipients(
+    handles: Handles, campaign_id: int, state: str | None, limit: int, cursor: str | None
+) -> tuple[list[Document], str | None]:
+    """A page of a campaign's messages, shard after shard, and the cursor of the next one."""
+    if state is not None and state not in set(State):
+        raise InvalidRequest(f"no state {state!r:.40}", path="state", expected=", ".join(State))
+    shard, after = 0, (-1, 0)
+    if cursor:
+        shard, *rest = read_cursor("recipients", cursor, [int, int, int])
+        after = (rest[0], rest[1])
+    items: list[Document] = []
+    while 0 <= shard < handles.shards.count:
+        arguments = {
+            "campaign_id": campaign_id,
+            "after": after,
+            "state": state,
+            "limit": limit - len(items),
+        }
+        items += await handles.shards.query(shard, "recipients", arguments, CALL_DEADLINE_S)
+        if len(items) >= limit:
+            last = items[-1]
+            position = [shard, last["subscriber_id"], last["message_key"]]
+            return [recipient_shown(item) for item in items], write_cursor("recipients", position)
+        shard, after = shard + 1, (-1, 0)
+    return [recipient_shown(item) for item in items], None
+
+
+async def recipient(handles: Handles, subscriber_id: int, message_key: int) -> Document:
+    """One message with all that came of it. Raises ``NotFound``."""
+    shard = handles.shards.of_subscriber(subscriber_id)
+    arguments = {"subscriber_id": subscriber_id, "message_key": message_key}
+    found = await handles.shards.query(shard, "recipient", arguments, CALL_DEADLINE_S)
+    if found is None:
+        raise NotFound("there is no such message", path="subscriber_id")
+    return recipient_shown(found)
+
+
+def recipient_shown(row: Document) -> Document:
+    """A row of the ledger for people: ids as text."""
+    shown = dict(row)
+    shown["subscriber_id"] = encode_id(row["subscriber_id"])
+    shown["message_key"] = encode_id(row["message_key"])
+    for event in shown.get("history", ()):
+        event["properties"] = json.loads(event["properties"]) if event["properties"] else None
+    return plain(shown)

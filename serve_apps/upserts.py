@@ -35,6 +35,7 @@ from manta.people.commands import (
     UpsertPeople,
 )
 from manta.people.identities import EMAIL, EXTERNAL_ID, VALUE_LENGTH_MAX, compared
+from manta.people.upsert import NAME_COLUMNS
 from manta.schema import ATTRIBUTE_PREFIX, AttributeType
 from serve_apps import reads
 from serve_apps.limits import CALL_DEADLINE_S
@@ -112,18 +113,20 @@ class _Work:
         """Upsert these rows in this shard, those that live elsewhere there, then claims."""
         key = key and f"{key}:{shard}:{hop}"
         command = UpsertPeople(key, self._table([c for _, c in part]), self._source, self._consent)
-        try:
-            answer = await self._shards.execute(shard, command, CALL_DEADLINE_S)
-        except MantaError as error:
-            for n, _ in part:
-                self._results[n] = error
-            return
+        answer = await self._execute(shard, command, part)
         if isinstance(answer, Repeated):
-            await self._repeated(shard, part)
+            # The rows are stored. The names alone are sent again: they change nothing, and tell
+            # the ids and the claims that the earlier request may not have come to.
+            names = [{k: v for k, v in c.items() if k in NAME_COLUMNS} for _, c in part]
+            command = UpsertPeople(None, self._table(names), self._source)
+            answer = await self._execute(shard, command, part)
+            self._done.repeated += len(part)
+        elif answer is not None:
+            self._done.created += answer.created
+            self._done.updated += answer.updated
+            self._done.unchanged += answer.unchanged
+        if answer is None:
             return
-        self._done.created += answer.created
-        self._done.updated += answer.updated
-        self._done.unchanged += answer.unchanged
         elsewhere, unknown, busy = dict(answer.elsewhere), set(answer.unknown), set(answer.busy)
         moved: dict[int, list[tuple[int, dict[str, Any]]]] = defaultdict(list)
         for i, ((n, columns), id) in enumerate(zip(part, answer.ids.to_pylist(), strict=True)):
@@ -143,18 +146,14 @@ class _Work:
             refused = await claim(self._shards, answer.claims, self._source, key)
             self._note_refused(refused, part)
 
-    async def _repeated(self, shard: int, part: Sequence[tuple[int, dict[str, Any]]]) -> None:
-        """The command ran before: the rows are stored, only their ids are wanted."""
-        for n, columns in part:
-            kind = EMAIL if columns.get(EMAIL) else EXTERNAL_ID
-            arguments = {"kind": kind, "values": [columns[kind]]}
-            try:
-                (id,) = await self._shards.query(shard, "identities", arguments, CALL_DEADLINE_S)
-            except MantaError as error:
+    async def _execute(self, shard: int, command: UpsertPeople, part: Sequence[Any]) -> Any:
+        """The answer, or ``None`` where the rows of this part have got the error."""
+        try:
+            return await self._shards.execute(shard, command, CALL_DEADLINE_S)
+        except MantaError as error:
+            for n, _ in part:
                 self._results[n] = error
-                continue
-            self._results[n] = id
-            self._done.repeated += 1
+            return None
 
     def _note_refused(
         self, refused: Mapping[str, MantaError], part: Sequence[tuple[int, dict[str, Any]]]

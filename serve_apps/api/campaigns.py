@@ -2,20 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Any
+import csv
+import io
+import re
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
+from fastapi.responses import StreamingResponse
 from pydantic import Field
 
 from actors.handles import Handles
+from manta.ids import campaign_message_key
+from manta.people.importer import GUARDED
 from serve_apps import reads
-from serve_apps.api.wiring import LIMIT, NUMBER_MAX, Cursor, Key, Limit, Number, Ports, needs
+from serve_apps.api.wiring import (
+    LIMIT,
+    NUMBER_MAX,
+    Cursor,
+    Key,
+    Limit,
+    Number,
+    Ports,
+    SubscriberId,
+    needs,
+)
 from serve_apps.bodies import Body, instant
-from serve_apps.limits import CALL_DEADLINE_S
+from serve_apps.limits import CALL_DEADLINE_S, PAGE_ROWS_MAX
+from serve_apps.pages import page
 
 router = APIRouter(prefix="/campaigns", tags=["campaigns"])
 READ, WRITE = needs("campaigns:read"), needs("campaigns:write")
 _HIDDEN = ("definition",)
+EXPORTED = (
+    "subscriber_id",
+    "email",
+    "state",
+    "reason",
+    "attempts",
+    "reply_code",
+    "reply",
+    "planned_at",
+    "changed_at",
+    "bounced_at",
+)
+Step = Annotated[int, Query(ge=1, le=86_400, description="Seconds of one step of the timeline.")]
 
 
 class NewCampaign(Body):
@@ -84,6 +115,69 @@ async def resume(number: Number, ports: Ports) -> dict[str, Any]:
 @router.post("/{number}/cancel", dependencies=[WRITE], summary="Cancel what was not sent yet")
 async def cancel(number: Number, ports: Ports) -> dict[str, Any]:
     return await _move(ports, number, "cancel")
+
+
+@router.get("/{number}/report", dependencies=[READ], summary="Accounting and results")
+async def report(number: Number, ports: Ports, step_s: Step = 60) -> dict[str, Any]:
+    """The accounting adds up: planned_total = accepted + failed + suppressed + cancelled +
+    expired + uncertain + pending. `unique` counts recipients, without known machines."""
+    campaign = await ports.director.call("campaign", number, deadline_s=CALL_DEADLINE_S)
+    return await reads.campaign_report(ports, campaign, step_s)
+
+
+@router.get("/{number}/recipients", dependencies=[READ], summary="Each recipient's state")
+async def recipients(
+    number: Number,
+    ports: Ports,
+    state: Annotated[str | None, Query(max_length=20)] = None,
+    limit: Limit = LIMIT,
+    cursor: Cursor = None,
+) -> dict[str, Any]:
+    """State, reason and the last SMTP reply of every message, shard after shard."""
+    await ports.director.call("campaign", number, deadline_s=CALL_DEADLINE_S)
+    return page(*await reads.recipients(ports, number, state, limit, cursor))
+
+
+@router.get(
+    "/{number}/recipients/{subscriber_id}", dependencies=[READ], summary="One recipient's history"
+)
+async def recipient(number: Number, subscriber_id: SubscriberId, ports: Ports) -> dict[str, Any]:
+    return await reads.recipient(ports, subscriber_id, campaign_message_key(number))
+
+
+@router.get("/{number}/export", dependencies=[READ], summary="All recipients as CSV")
+async def export(number: Number, ports: Ports) -> StreamingResponse:
+    """A stream: a recipient who changes while it runs is given as found."""
+    await ports.director.call("campaign", number, deadline_s=CALL_DEADLINE_S)
+    name = f"campaign-{number}.csv"
+    return StreamingResponse(
+        _csv(ports, number),
+        media_type="text/csv; charset=utf-8",
+        headers={
+            "Content-Disposition": f'attachment; filename="{name}"',
+            "X-Accel-Buffering": "no",
+        },
+    )
+
+
+async def _csv(ports: Handles, number: int) -> AsyncIterator[str]:
+    yield ",".join(EXPORTED) + "\r\n"
+    cursor: str | None = None
+    while True:
+        items, cursor = await reads.recipients(ports, number, None, PAGE_ROWS_MAX, cursor)
+        text = io.StringIO()
+        writer = csv.writer(text)
+        for item in items:
+            writer.writerow([guarded(item.get(column)) for column in EXPORTED])
+        yield text.getvalue()
+        if cursor is None:
+            return
+
+
+def guarded(value: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula."""
+    text = "" if value is None else str(value)
+    return f"'{text}" if re.match(GUARDED, text) else text
 
 
 def shown(document: dict[str, Any]) -> dict[str, Any]:
