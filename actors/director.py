@@ -11,28 +11,33 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from datetime import datetime
 from typing import Any
 
-from actors.handles import Calls, Handles
+from actors.handles import Calls, Handles, Shards, sender_role
 from actors.journaled import JournaledActor
+from actors.resolving import take_over
 from manta.clock import Clock, parse_instant
+from manta.definitions import required
 from manta.delivery import directing
+from manta.delivery.attempts import AttemptJournal
 from manta.delivery.campaign import CampaignPlan, CampaignState, Kind
-from manta.delivery.ledger import Accounting, Policy
+from manta.delivery.hooks import Work
+from manta.delivery.ledger import Policy
 from manta.delivery.planning import PlanCampaign, SetCampaign
-from manta.errors import InvalidRequest, MantaError, NotFound, RetryableError
+from manta.errors import InvalidRequest, MantaError, NotFound, NotReady, RetryableError
 from manta.rules.sql import compile_sql
 from manta.rules.tree import parse
 from manta.schema import AttributeType
+from manta.settings import Settings
 from manta.store.documents import Documents
 
 RECHECK_S = 30.0
 AGAIN_S = 1.0
 ASSIGN_TIMEOUT_S = 3.0
+ASSIGN_GATHER_S = 0.02
 PLAN_CHUNK_ROWS = 20_000
-ENDED = (CampaignState.FINISHED, CampaignState.CANCELLED)
 logger = logging.getLogger("manta.actors")
 
 
@@ -46,21 +51,25 @@ class Director(JournaledActor):
         clock: Clock,
         calls: Calls,
         find_handles: Callable[[], Awaitable[Handles]],
-        senders: list[str],
-        default_source: str,
+        open_attempts: Callable[[str], AttemptJournal],
+        settings: Settings,
     ) -> None:
         super().__init__(documents, exit_process)
         self._clock = clock
         self._calls = calls
         self._find_handles = find_handles
-        self._senders = senders
-        self._default_source = default_source
+        self._open_attempts = open_attempts
+        self._senders = [sender_role(n) for n in range(settings.senders)]
+        self._default_source = settings.egress[0].name
+        self._zone = settings.time_zone
         self._handles: Handles | None = None
         self._drives: dict[int, asyncio.Task[None]] = {}
         self._woken: dict[int, asyncio.Event] = {}
         self._announced: dict[int, int] = {}
         self._announcing: dict[int, asyncio.Lock] = {}
-        self._work: dict[int, Any] = {}
+        self._work: dict[int, list[Work]] = {}
+        self._resolving: set[str] = set()
+        self._assigning: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def recovered(self) -> None:
@@ -68,6 +77,8 @@ class Director(JournaledActor):
         self._handles = await self._find_handles()
         for campaign in self._documents.list("campaigns"):
             self._pursue(int(campaign["id"]))
+        for shard in range(self._shards().count):
+            self._keep(self._ask_work(shard))
 
     # -- what people ask ---------------------------------------------------------------------------
 
@@ -114,7 +125,8 @@ class Director(JournaledActor):
         return {
             "ready": self._ready,
             "driving": sorted(i for i, t in self._drives.items() if not t.done()),
-            "due": {shard: report for shard, report in self._work.items() if report},
+            "due": {shard: sum(work.due for work in r) for shard, r in self._work.items() if r},
+            "resolving": sorted(self._resolving),
             "senders": self._senders,
         }
 
@@ -218,7 +230,7 @@ class Director(JournaledActor):
         declared = await self._require_handles().catalog.call("attributes")
         types = {name: AttributeType(kind) for name, kind in declared.items()}
         now = self._clock.now()
-        audience = compile_sql(parse(campaign["rule"], types), now)
+        audience = compile_sql(parse(campaign["rule"], types), now, self._zone)
         expires_at = campaign["expires_at"]
         plan = CampaignPlan(
             campaign_id=id,
@@ -251,9 +263,9 @@ class Director(JournaledActor):
                 SetCampaign(
                     key=f"campaign:{id}:{step}",
                     campaign_id=id,
-                    step=step,
-                    state=document["state"],
+                    state=CampaignState(document["state"]),
                     definition=document["definition"],
+                    step=step,
                 ),
                 deadline_s,
             )
@@ -264,7 +276,6 @@ class Director(JournaledActor):
         answer = await self._shards().execute(
             shard,
             PlanCampaign(
-                key=f"plan:{id}:{shard}:{after}",
                 campaign_id=id,
                 after_subscriber=after,
                 limit=PLAN_CHUNK_ROWS,
@@ -276,4 +287,108 @@ class Director(JournaledActor):
 
     async def _pending(self, id: int) -> int:
         parts = await self._shards().query_all("accounting", {"campaign_id": id})
-        return sum(Accounting.of(part["states"]).pending for part in parts)
+        return sum(part["pending"] for part in parts)
+
+    # -- what shards and Senders tell --------------------------------------------------------------
+
+    async def work(self, shard: int, report: list[Work]) -> None:
+        """A shard says all of what it has to send, or holds; an empty report: nothing."""
+        before, self._work[shard] = self._work.get(shard, []), report
+        for campaign_id in {work.campaign_id for work in (*before, *report)}:
+            if campaign_id in self._woken and not self._is_pending(campaign_id):
+                self._woken[campaign_id].set()
+        self._assign_soon()
+
+    async def _ask_work(self, shard: int) -> None:
+        """After a start: what the shard would have told, had we been there."""
+        try:
+            report = await self._shards().query(shard, "work")
+        except MantaError:
+            return  # it reports by itself once it is ready
+        if shard not in self._work:
+            await self.work(shard, report)
+
+    async def sender_ready(self, sender: str) -> None:
+        """A Sender has started, or started again: it has no lanes."""
+        self._throttle_forgets(sender)
+        self._assign_soon()
+
+    async def orphans(self, shard: int, senders: list[tuple[str, int]]) -> None:
+        """Leases of these Senders (with epoch) are past their deadline: read their journals."""
+        for sender, _ in senders:
+            if sender not in self._resolving:
+                self._resolving.add(sender)
+                self._keep(self._resolve(sender))
+
+    def _is_pending(self, campaign_id: int) -> bool:
+        return any(w.campaign_id == campaign_id for report in self._work.values() for w in report)
+
+    def _assign_soon(self) -> None:
+        if self._assigning is None or self._assigning.done():
+            self._assigning = self._keep(self._assign())
+
+    async def _assign(self) -> None:
+        """Give every lane that has due rows to its Senders; the next one where one is silent.
+
+        A relay takes every domain, so the site of its lane is the source itself.
+        """
+        await asyncio.sleep(ASSIGN_GATHER_S)
+        due: dict[str, dict[int, int]] = {}
+        for shard, report in self._work.items():
+            for work in report:
+                if work.due:
+                    shards = due.setdefault(work.source, {})
+                    shards[shard] = shards.get(shard, 0) + work.due
+        for source, shards in due.items():
+            rows = sum(shards.values())
+            wanted = directing.choose_senders(source, source, rows, self._senders)
+            spare = [sender for sender in self._senders if sender not in wanted]
+            taken = 0
+            for sender in (*wanted, *spare):
+                if taken == len(wanted):
+                    break
+                taken += await self._assign_to(sender, source, sorted(shards))
+
+    async def _assign_to(self, sender: str, source: str, shards: list[int]) -> bool:
+        try:
+            await self._calls.call(
+                sender, "assign", source, source, None, shards, timeout_s=ASSIGN_TIMEOUT_S
+            )
+        except MantaError as error:
+            logger.info("%s does not take the lane %s: %s", sender, source, error)
+            return False
+        return True
+
+    async def _resolve(self, sender: str) -> None:
+        """Fence a silent Sender's journal and settle what it proves."""
+        try:
+            journal = await asyncio.to_thread(self._open_attempts, sender)
+            await take_over(journal, sender, self._shards(), self._clock)
+            self._throttle_forgets(sender)
+        except MantaError as error:  # the shards report their orphans again
+            logger.warning("%s's messages stay orphaned for now: %s", sender, error)
+        finally:
+            self._resolving.discard(sender)
+
+    def _throttle_forgets(self, sender: str) -> None:
+        self._calls.push("throttle", "forget", sender)
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    # -- helpers -----------------------------------------------------------------------------------
+
+    def _required(self, id: int) -> dict[str, Any]:
+        self._require_ready()
+        return required(self._documents, "campaigns", str(id))
+
+    def _require_handles(self) -> Handles:
+        if self._handles is None:
+            raise NotReady("the Director is looking for the shards")
+        return self._handles
+
+    def _shards(self) -> Shards:
+        return self._require_handles().shards

@@ -234,10 +234,16 @@ class Handles:
 
 
 async def find(
-    workspace: str, calls: Calls, clock: Clock, random: Random, *, senders: int
+    workspace: str,
+    calls: Calls,
+    clock: Clock,
+    random: Random,
+    *,
+    senders: int,
+    deadline_s: float = DEADLINE_S,
 ) -> Handles:
     """The handles of a running workspace: the shard table comes from its Catalog."""
     catalog = Singleton(calls, "catalog", clock, random)
-    first_buckets = await catalog.call("shard_table")
+    first_buckets = await catalog.call("shard_table", deadline_s=deadline_s)
     shards = Shards(calls, first_buckets, clock, random)
     return Handles(workspace, calls, shards, clock, random, senders)

@@ -217,5 +217,10 @@ def join_cluster(address: str = "auto") -> None:
         )
 
 
+def node_count() -> int:
+    """How many living nodes the cluster has."""
+    return sum(1 for node in ray.nodes() if node["Alive"])
+
+
 def stop_cluster() -> None:
     ray.shutdown()

@@ -14,10 +14,10 @@ gap between looks grows with what they cost.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from manta.clock import Clock
 from manta.command import Command, Context, Database, Push
@@ -102,12 +102,7 @@ class SendingHook:
 
     def after_commit(self, database: Database, context: Context) -> HookResult:
         began_s = self._clock.monotonic()
-        campaigns = {
-            campaign_id: (state, CampaignPlan.from_json(definition).source)
-            for campaign_id, state, definition in database.rows(
-                "SELECT campaign_id, state, definition FROM campaigns ORDER BY 1"
-            )
-        }
+        campaigns = _campaigns(database)
         planned, held = _planned(database, context.now), _held(database)
         self._cost_s = self._clock.monotonic() - began_s
         overdue, lease_wakes = self._overdue(held, context.now)
@@ -163,6 +158,22 @@ class SendingHook:
 def delivery_hooks(clock: Clock, settings: HookSettings | None = None) -> tuple[SendingHook, ...]:
     """The hooks of one incarnation of a shard."""
     return (SendingHook(clock, settings),)
+
+
+def work(database: Database, context: Context, arguments: Mapping[str, Any]) -> list[Work]:
+    """The report as a read, for a Director that has just started."""
+    planned, held = _planned(database, context.now), _held(database)
+    return list(_report(planned, held, _campaigns(database)))
+
+
+def _campaigns(database: Database) -> dict[int, tuple[str, str]]:
+    """Campaign → (state, source)."""
+    return {
+        campaign_id: (state, CampaignPlan.from_json(definition).source)
+        for campaign_id, state, definition in database.rows(
+            "SELECT campaign_id, state, definition FROM campaigns ORDER BY 1"
+        )
+    }
 
 
 def _planned(database: Database, now: datetime) -> list[_Planned]:
