@@ -26,6 +26,7 @@ import duckdb
 import pyarrow.parquet as pq
 
 from manta.schema import EVENTS, TABLES
+from manta.store.database import PARQUET
 from manta.store.flush import DELETED, FORMAT_METADATA, KEYS, ROW_GROUP_ROWS, SEQUENCE
 from manta.store.manifest import FileEntry
 from manta.store.settings import ShardSettings
@@ -179,25 +180,23 @@ def run_merge(
 
 
 def _query(merge: Merge) -> str:
-    source = "read_parquet(?, union_by_name = true)"
     table = merge.part.table
     if table == KEYS:
-        return f"SELECT DISTINCT day, hash FROM {source} WHERE day >= ? ORDER BY day, hash"
+        return f"SELECT DISTINCT day, hash FROM {PARQUET} WHERE day >= ? ORDER BY day, hash"
     if table == EVENTS.name:
         first = "row_number() OVER (PARTITION BY subscriber_id, event_id ORDER BY occurred_at)"
         return (
-            f"SELECT * FROM {source} QUALIFY event_id IS NULL OR {first} = 1 ORDER BY occurred_at"
+            f"SELECT * FROM {PARQUET} QUALIFY event_id IS NULL OR {first} = 1 ORDER BY occurred_at"
         )
     key = ", ".join(TABLES[table].key)
     last = f"row_number() OVER (PARTITION BY {key} ORDER BY {SEQUENCE} DESC) = 1"
     alive = f" WHERE NOT {DELETED}" if merge.drop_tombstones else ""
-    return f"SELECT * FROM (SELECT * FROM {source} QUALIFY {last}){alive} ORDER BY {key}"
+    return f"SELECT * FROM (SELECT * FROM {PARQUET} QUALIFY {last}){alive} ORDER BY {key}"
 
 
 def _of_month(query: str) -> str:
     """The same over the rows of one month: the filter stands below the windows, at the scan."""
-    source = "read_parquet(?, union_by_name = true)"
-    return query.replace(source, f"{source} WHERE occurred_at >= ? AND occurred_at < ?", 1)
+    return query.replace(PARQUET, f"{PARQUET} WHERE occurred_at >= ? AND occurred_at < ?", 1)
 
 
 def _months(inputs: Iterable[FileEntry]) -> list[tuple[str, datetime, datetime]]:

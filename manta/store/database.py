@@ -53,7 +53,9 @@ ARROW_TYPES: dict[str, pa.DataType] = {
 _ATTRIBUTE_WORDS = {sql: kind.value for kind, sql in SQL_TYPES.items()}
 _MENTION = re.compile(r"\b(" + "|".join(TABLES) + r")\b", re.IGNORECASE)
 _READ = re.compile(r"\s*(SELECT|WITH|FROM|VALUES|EXPLAIN|DESCRIBE|SUMMARIZE)\b", re.IGNORECASE)
-_INDEXES = ("CREATE INDEX events_subscriber ON events (subscriber_id)",)
+_INDEXES = {"events": {"events_of_subscriber": "subscriber_id"}}
+# A folder like `shard=000` is no column of the files in it.
+PARQUET = "read_parquet(?, union_by_name = true, hive_partitioning = false)"
 
 
 @dataclass(frozen=True)
@@ -152,8 +154,7 @@ class ShardDatabase(Reader):
         self._locked = False
         for table in TABLES.values():
             self._connection.execute(_create(table))
-        for statement in _INDEXES:
-            self._connection.execute(statement)
+            self._create_indexes(table)
 
     # -- transactions, for the writer ----------------------------------------------------------
 
@@ -224,21 +225,40 @@ class ShardDatabase(Reader):
         Of each key the row with the highest ``_sequence`` holds, unless it is ``_deleted``.
         Columns that the files lack are NULL; attributes that the table lacks are added.
         """
-        source = "read_parquet(?, union_by_name = true)"
-        found = self._connection.execute(f"DESCRIBE SELECT * FROM {source}", [list(paths)])
+        found = self._connection.execute(f"DESCRIBE SELECT * FROM {PARQUET}", [list(paths)])
         stored = {name: sql_type for name, sql_type, *_ in found.fetchall()}
         for name, sql_type in stored.items():
             if TABLES[table].has_attributes and name.startswith(ATTRIBUTE_PREFIX):
                 self._add_column(name, sql_type)
         columns = ", ".join(name for name in self._types[table] if name in stored)
-        if TABLES[table].key:
-            key = ", ".join(TABLES[table].key)
+        source, key = PARQUET, ", ".join(TABLES[table].key)
+        if key and len(paths) > 1:
             last = f"row_number() OVER (PARTITION BY {key} ORDER BY _sequence DESC) = 1"
-            source = f"(SELECT * FROM {source} QUALIFY {last})" if len(paths) > 1 else source
-        self._connection.execute(
-            f"INSERT INTO {table} ({columns}) SELECT {columns} FROM {source} WHERE {where}",
-            [list(paths), *params],
-        )
+            source = f"(SELECT * FROM {PARQUET} QUALIFY {last})"
+        with self._indexed_afterwards(TABLES[table]):
+            self._connection.execute(
+                f"INSERT INTO {table} ({columns}) SELECT {columns} FROM {source} WHERE {where}",
+                [list(paths), *params],
+            )
+
+    @contextmanager
+    def _indexed_afterwards(self, table: Table) -> Iterator[None]:
+        """Without key and index for the time of the block: to build them at once costs a third."""
+        for name in _INDEXES.get(table.name, {}):
+            self._connection.execute(f"DROP INDEX {name}")
+        if table.key:
+            self._connection.execute(f"DROP TABLE {table.name}")
+            columns = ", ".join(f"{n} {t}" for n, t in self._types[table.name].items())
+            self._connection.execute(f"CREATE TABLE {table.name} ({columns})")
+        yield
+        if table.key:
+            key = ", ".join(table.key)
+            self._connection.execute(f"ALTER TABLE {table.name} ADD PRIMARY KEY ({key})")
+        self._create_indexes(table)
+
+    def _create_indexes(self, table: Table) -> None:
+        for name, columns in _INDEXES.get(table.name, {}).items():
+            self._connection.execute(f"CREATE INDEX {name} ON {table.name} ({columns})")
 
     def columns(self, table: str) -> dict[str, str]:
         """Column name → DuckDB type, attributes included."""
