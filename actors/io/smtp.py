@@ -43,7 +43,7 @@ class SmtpLimits:
     data_initial_s: float = 120.0
     data_block_s: float = 180.0
     data_termination_s: float = 600.0
-    burst_s: float = 900.0  # a whole burst: what a server that drips can cost at most
+    burst_s: float = 780.0  # a whole burst, however it drips: less than the deadline of a lease
     quit_s: float = 5.0
 
 
@@ -71,8 +71,17 @@ class SmtpConnector:
             self._context.check_hostname = False
             self._context.verify_mode = ssl.CERT_NONE
 
-    async def connect(self) -> SmtpConnection | Reply:
-        """A connection ready for transactions, or why there is none (``not_sent``)."""
+    async def connect(self, messages_max: int | None = None) -> SmtpConnection | Reply:
+        """A connection ready for transactions, or why there is none (``not_sent``).
+
+        ``messages_max``: how many it may carry, if that is fewer than the source allows.
+        """
+        connection = await self._connect()
+        if isinstance(connection, SmtpConnection) and messages_max is not None:
+            connection.narrow(messages_max)
+        return connection
+
+    async def _connect(self) -> SmtpConnection | Reply:
         try:
             async with asyncio.timeout(self._limits.open_s):
                 try:
@@ -226,11 +235,20 @@ class SmtpConnection(asyncio.Protocol):
 
     @property
     def usable(self) -> bool:
-        return not self._closed and self._burst is None and self.room > 0
+        return self.is_open and self._burst is None and self.room > 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nothing has gone wrong on it and neither side has closed it."""
+        return not self._closed
 
     @property
     def room(self) -> int:
         return max(0, self._messages_max - self._used)
+
+    def narrow(self, messages_max: int) -> None:
+        """Lowers the number of messages that the connection may carry."""
+        self._messages_max = min(self._messages_max, messages_max)
 
     async def send_burst(
         self, envelopes: Sequence[Envelope], begin_within_s: float = 5.0

@@ -134,6 +134,11 @@ class Sending:
     # -- the journal ---------------------------------------------------------------------------
 
     @property
+    def tail(self) -> int:
+        """The last entry that this incarnation has stored."""
+        return self._tail
+
+    @property
     def low_water(self) -> int:
         """The first entry that is still needed."""
         opened = [lease.sequence for lease in self.leases.values() if lease.sequence]
@@ -312,6 +317,13 @@ class Sending:
         return sum(lease.revoke(campaign_id, wanted) for lease in self.leases.values())
 
     # -- settling ----------------------------------------------------------------------------------
+
+    def is_spent(self, lease_id: int) -> bool:
+        """Whether the outcome of every message of the lease is stored: nothing more will come."""
+        lease = self.leases.get(lease_id)
+        return lease is None or all(
+            message.phase in (Phase.KNOWN, Phase.SETTLING) for message in lease.messages.values()
+        )
 
     def next_settle(self, lease_id: int, now_s: float, now: datetime) -> Settle | None:
         """What can be settled of a lease now, or None; one is on its way at a time.

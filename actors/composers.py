@@ -1,0 +1,110 @@
+"""What a campaign's mails are made of, for Senders: one ``Composer`` per campaign, made once.
+
+A campaign pins its template's version, so a composer never goes stale; only signing keys rotate,
+and the ring is fetched again every ``KEYRING_S``. Composing is pure work without waiting: the
+Sender decides when.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from manta.clock import Clock, parse_instant
+from manta.content.composer import Composer, MailSettings
+from manta.content.dkim import DkimSigner
+from manta.content.templates import CompiledMail, MailTemplate
+from manta.content.tokens import Keyring, SigningKey
+
+KEYRING_S = 600.0
+CAMPAIGNS_MAX = 200
+TEMPLATE_FIELDS = ("subject", "html", "from_email", "from_name", "reply_to", "preheader", "text")
+
+
+class Calls(Protocol):
+    """The Catalog and the Director as the Sender sees them (``actors.handles.Singleton``)."""
+
+    async def call(self, method: str, *arguments: Any) -> Any: ...
+
+
+class Composers:
+    """Signs with those ``signers`` that are aligned with the From address.
+
+    A campaign whose template cannot be had raises the error of whoever said so.
+    """
+
+    def __init__(
+        self,
+        catalog: Calls,
+        director: Calls,
+        clock: Clock,
+        workspace: str,
+        base_url: str,
+        return_path_domain: str,
+        signers: Sequence[DkimSigner] = (),
+    ) -> None:
+        self._catalog = catalog
+        self._director = director
+        self._clock = clock
+        self._workspace = workspace
+        self._base_url = base_url
+        self._return_path_domain = return_path_domain
+        self._signers = tuple(signers)
+        self._composers: dict[int, Composer] = {}
+        self._keyring: Keyring | None = None
+        self._keyring_until_s = 0.0
+        self._lock = asyncio.Lock()
+
+    async def of_campaign(self, campaign_id: int) -> Composer:
+        """The composer of a campaign."""
+        async with self._lock:
+            await self._refresh_keyring()
+            composer = self._composers.pop(campaign_id, None)
+            if composer is None:
+                composer = await self._make(campaign_id)
+            self._composers[campaign_id] = composer  # the last one used stands last
+            while len(self._composers) > CAMPAIGNS_MAX:
+                self._composers.pop(next(iter(self._composers)))
+            return composer
+
+    async def _refresh_keyring(self) -> None:
+        if self._keyring is None or self._clock.monotonic() >= self._keyring_until_s:
+            documents = await self._catalog.call("token_keys")
+            self._keyring = keyring_of(documents, self._workspace)
+            self._keyring_until_s = self._clock.monotonic() + KEYRING_S
+            self._composers.clear()
+
+    async def _make(self, campaign_id: int) -> Composer:
+        campaign = await self._director.call("campaign", campaign_id)
+        version = await self._catalog.call(
+            "template_version", campaign["template_id"], campaign["template_version"]
+        )
+        texts = {name: version.get(name) or "" for name in TEMPLATE_FIELDS}
+        mail = CompiledMail(MailTemplate.from_json(texts))
+        settings = MailSettings(
+            campaign_id, self._base_url, self._return_path_domain, kind=campaign["kind"]
+        )
+        assert self._keyring is not None
+        return Composer(mail, settings, self._keyring, self._signers_for(mail.from_email))
+
+    def _signers_for(self, from_email: str) -> list[DkimSigner]:
+        """The keys whose domain is aligned with the From address (RFC 7489 §3.1.1, relaxed)."""
+        domain = from_email.rpartition("@")[2].lower()
+        return [
+            signer
+            for signer in self._signers
+            if domain == signer.domain or domain.endswith(f".{signer.domain}")
+        ]
+
+
+def keyring_of(documents: Sequence[dict[str, Any]], workspace: str) -> Keyring:
+    """A keyring of the Catalog's ``token_keys``, oldest first; each is retired by its successor."""
+    keys = []
+    for place, document in enumerate(documents):
+        successor = documents[place + 1] if place + 1 < len(documents) else None
+        retired_at = parse_instant(successor["created_at"]) if successor else None
+        secret = base64.b64decode(document["key"])
+        keys.append(SigningKey(document["id"], workspace, secret, retired_at))
+    return Keyring(keys, documents[-1]["id"])

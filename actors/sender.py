@@ -1,0 +1,418 @@
+"""A Sender: leases messages from shards, composes them, hands them to SMTP, settles the outcomes.
+
+What may be done when is decided by ``manta.delivery.sending.Sending``; here are its journal, its
+lanes (``actors.lanes``) and its settles. One loop appends: each entry takes the attempts of all
+connections that wait and the outcomes of all that have finished since the last one.
+
+At the start it fences the journal of its former incarnations, reads it, and tells every shard what
+it proves; only then it leases. On crash nothing is left to do: the next incarnation, or the
+Director, does the same. An append that is refused for good, or a shard that knows a later
+incarnation, ends the process at once, before anything more goes on the wire.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, Protocol, TypeVar
+
+from actors.lanes import Compose, Connect, LaneRun, LaneSettings, wait_at_most
+from manta.clock import Clock
+from manta.delivery.attempts import AttemptJournal, History, JournalPort, resolve
+from manta.delivery.outcomes import Outcome
+from manta.delivery.senders import SenderKnown
+from manta.delivery.sending import Sending, SendingSettings
+from manta.delivery.settling import FenceSender, ResolveOrphans
+from manta.delivery.throttle import Lane
+from manta.errors import (
+    Damaged,
+    Fenced,
+    InvalidRequest,
+    MantaError,
+    NotReady,
+    OutcomeUnknown,
+    RetryableError,
+    StoreUnavailable,
+)
+
+T = TypeVar("T")
+logger = logging.getLogger("manta.actors.sender")
+
+_ENDS = (Fenced, OutcomeUnknown, Damaged)
+
+
+@dataclass(frozen=True)
+class SenderSettings:
+    """``append_gap_s``: the least time between two journal entries: some milliseconds on a local
+    disk, so that connections share an entry; 0.1 on an object store, where each costs money."""
+
+    append_gap_s: float = 0.005
+    append_retry_s: float = 0.5
+    settle_after_s: float = 0.5  # an outcome waits so long for the rest of its lease
+    settle_retry_s: float = 1.0
+    start_retry_s: float = 1.0
+    truncate_every_entries: int = 500
+    lane: LaneSettings = field(default_factory=LaneSettings)
+    sending: SendingSettings = field(default_factory=SendingSettings)
+
+
+class ShardsPort(Protocol):
+    """``actors.handles.Shards``: answers are values or the errors of single commands."""
+
+    @property
+    def count(self) -> int: ...
+
+    async def execute_on(
+        self, shard: int, commands: Sequence[Any], deadline_s: float = ...
+    ) -> list[Any]: ...
+
+
+class ThrottlePort(Protocol):
+    async def call(
+        self, method: str, *arguments: Any, deadline_s: float = ..., once: bool = ...
+    ) -> Any: ...
+
+
+class ComposersPort(Protocol):
+    """``actors.composers.Composers``: ``compose(row, ref, now)`` of a campaign."""
+
+    async def of_campaign(self, campaign_id: int) -> Compose: ...
+
+
+@dataclass(frozen=True)
+class Ports:
+    """What a Sender reaches. ``connect(lane, messages_max)`` opens an SMTP connection; ``serves``:
+    the names under which campaigns may ask for a source (itself and its pools)."""
+
+    shards: ShardsPort
+    throttle: ThrottlePort
+    composers: ComposersPort
+    connect: Connect
+    serves: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+class Sender:
+    """See the module. ``name`` is its role (``sender-00``). ``find_ports`` is asked once, at the
+    start; ``exit_process(reason)`` ends the process; ``tell_ready`` says that lanes are welcome."""
+
+    def __init__(
+        self,
+        name: str,
+        journal: JournalPort,
+        exit_process: Callable[[str], Any],
+        clock: Clock,
+        random: Random,
+        find_ports: Callable[[], Awaitable[Ports]],
+        settings: SenderSettings | None = None,
+        tell_ready: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.name, self.clock, self.random = name, clock, random
+        self.settings = settings or SenderSettings()
+        self._journal = AttemptJournal(journal)
+        self._exit_process = exit_process
+        self._find_ports = find_ports
+        self._tell_ready = tell_ready
+        self._journal_thread = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-journal")
+        self._compose_thread = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-compose")
+        self._ports: Ports | None = None
+        self._sending: Sending | None = None
+        self._lanes: dict[Lane, LaneRun] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._journal_wanted = asyncio.Event()
+        self._landed = asyncio.Event()  # set and cleared at once: wakes those who wait for an entry
+        self._settle_wanted: list[asyncio.Event] = []
+        self._known_since_s: dict[int, float] = {}
+        self.composing = 0  # bursts that wait for the composing thread
+        self.counts: Counter[str] = Counter()
+        self.ended = ""
+        self._entries = 0
+
+    # -- from outside ------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Take over from former incarnations; tries until every shard has heard what they left."""
+        while True:
+            try:
+                self._ports = await self._find_ports()
+                await self._take_over()
+                break
+            except RetryableError as error:
+                if isinstance(error, OutcomeUnknown) and self._sending is not None:
+                    self.end(str(error))
+                    return
+                logger.warning("%s waits: %s", self.name, error)
+                await asyncio.sleep(self.settings.start_retry_s)
+            except (Fenced, Damaged) as error:
+                self.end(str(error))
+                return
+        self._settle_wanted = [asyncio.Event() for _ in range(self.ports.shards.count)]
+        self.spawn(self._keep_journal())
+        for shard in range(self.ports.shards.count):
+            self.spawn(self._keep_settling(shard))
+        self._tell_ready()
+
+    async def assign(
+        self, source: str, site: str, domains: Sequence[str] | None, shards: Sequence[int]
+    ) -> None:
+        """These shards have due work for a lane. ``domains`` are the site's; None: every one."""
+        unknown = [s for s in shards if not 0 <= s < self.ports.shards.count]
+        if unknown:
+            raise InvalidRequest(
+                f"no shard {unknown[0]}",
+                path="shards",
+                expected=f"0 to {self.ports.shards.count - 1}",
+            )
+        lane = Lane(source, site)
+        run = self._lanes.get(lane)
+        if run is None:
+            run = self._lanes[lane] = LaneRun(self, lane)
+            self.spawn(self._run_lane(run))
+        run.assign(None if domains is None else tuple(domains), shards)
+
+    async def revoke(self, campaign_id: int | None, refs: Iterable[tuple[int, int]] = ()) -> int:
+        """Withdraw a campaign, or single messages, as far as they have not gone out."""
+        wanted = {tuple(ref) for ref in refs}
+        held = self.sending.revoke(campaign_id, wanted)
+        for run in self._lanes.values():
+            run.revoke(campaign_id, wanted)
+        self._wake_settling()
+        return held
+
+    async def status(self) -> dict[str, Any]:
+        sending = self._sending
+        return {
+            "sender": self.name,
+            "ready": bool(self._settle_wanted) and not self.ended,
+            "epoch": sending.epoch if sending else 0,
+            "journal_sequence": sending.tail if sending else 0,
+            "leases": len(sending.leases) if sending else 0,
+            "messages": sum(len(x.messages) for x in sending.leases.values()) if sending else 0,
+            "outcomes": dict(self.counts),
+            "uncertain": self.counts["uncertain"],
+            "lanes": [run.status() for run in self._lanes.values()],
+        }
+
+    async def stop(self) -> None:
+        """End all work where it stands, for those who run a Sender inside their own process."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._journal_thread.shutdown(wait=True)
+        self._compose_thread.shutdown(wait=True)
+
+    # -- for the lanes -----------------------------------------------------------------------------
+
+    @property
+    def ports(self) -> Ports:
+        if self._ports is None:
+            raise NotReady(f"{self.name} is starting")
+        return self._ports
+
+    @property
+    def sending(self) -> Sending:
+        if not self._settle_wanted or self._sending is None or self.ended:
+            raise NotReady(f"{self.name} is starting")
+        return self._sending
+
+    def end(self, reason: str) -> None:
+        """This incarnation is over: nothing more may go out."""
+        if not self.ended:
+            self.ended = reason
+            for run in self._lanes.values():
+                run.abort()
+            self._exit_process(f"{self.name}: {reason}")
+
+    def want_journal(self) -> None:
+        self._journal_wanted.set()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until an entry has landed that makes it true."""
+        while not condition():
+            await self._landed.wait()
+
+    def decide(self, lease_id: int, outcome: Outcome) -> None:
+        self.sending.decide(lease_id, outcome)
+        self.counts[outcome.outcome.value] += 1
+
+    def settle_now(self, lease_id: int) -> None:
+        """Something of the lease can be settled now, and nothing is gained by waiting."""
+        lease = self.sending.leases.get(lease_id)
+        if lease is not None:
+            self._known_since_s.setdefault(lease_id, float("-inf"))
+            self._settle_wanted[lease.shard].set()
+
+    async def in_compose_thread(self, function: Callable[[], T]) -> T:
+        self.composing += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._compose_thread, function)
+        finally:
+            self.composing -= 1
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run beside; what falls out of it ends the process, since its work would be lost."""
+        task: asyncio.Task[None] = asyncio.ensure_future(self._guarded(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: work.close())  # where it was cancelled before it began
+        return task
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception as error:
+            if not self.ended:
+                logger.exception("%s must end", self.name)
+                self.end(f"{type(error).__name__}: {error}")
+
+    async def _run_lane(self, run: LaneRun) -> None:
+        try:
+            await run.run()
+        finally:
+            # First out of the table, so that whoever assigns the lane now starts it anew.
+            self._lanes.pop(run.lane, None)
+            await run.close(release=not self.ended)
+
+    # -- taking over -------------------------------------------------------------------------------
+
+    async def _take_over(self) -> None:
+        shards = range(self.ports.shards.count)
+        known = await self._ask_all([SenderKnown(self.name) for _ in shards])
+        history: History = await self._in_journal_thread(lambda: self._journal.take_over(known))
+        held = await self._ask_all([FenceSender(self.name, history.epoch) for _ in shards])
+        sequence = max(unresolved.journal_sequence for unresolved in held)
+        now = self.clock.now()
+        verdicts = [resolve(history, unresolved.rows, sequence, now) for unresolved in held]
+        await self._ask_all(
+            [
+                ResolveOrphans(self.name, history.epoch, each) if each.num_rows else None
+                for each in verdicts
+            ]
+        )
+        if history.damage:
+            logger.error("%s: its former journal proves nothing: %s", self.name, history.damage)
+        sending = Sending(
+            self.name, history.epoch, history.fence, history.low_water, self.settings.sending
+        )
+        sending.resolved()
+        self._sending = sending
+
+    async def _ask_all(self, commands: Sequence[Any]) -> list[Any]:
+        """Each shard its own command (None: nothing); the answers. Raises the first error."""
+
+        async def ask(shard: int, command: Any) -> Any:
+            if command is None:
+                return None
+            (answer,) = await self.ports.shards.execute_on(shard, [command])
+            return answer
+
+        answers = await asyncio.gather(*(ask(*each) for each in enumerate(commands)))
+        for answer in answers:
+            if isinstance(answer, MantaError):
+                raise answer
+        return answers
+
+    # -- the journal -------------------------------------------------------------------------------
+
+    async def _keep_journal(self) -> None:
+        """One append at a time, with all that has gathered."""
+        while not self.ended:
+            entry = self.sending.next_entry()
+            if entry is None:
+                self._journal_wanted.clear()
+                await self._journal_wanted.wait()
+                continue
+            began_s = self.clock.monotonic()
+            try:
+                sequence = await self._in_journal_thread(
+                    lambda entry=entry: self._journal.append(entry)
+                )
+            except StoreUnavailable as error:
+                logger.warning("%s cannot store its attempts: %s", self.name, error)
+                self.sending.refused()
+                self._land()
+                await asyncio.sleep(self.settings.append_retry_s)
+                continue
+            except _ENDS as error:
+                self.end(str(error))
+                return
+            self.sending.stored(sequence)
+            for lease_id, _ in entry.outcomes:
+                self._known_since_s.setdefault(lease_id, self.clock.monotonic())
+            self._land()
+            if entry.outcomes:
+                self._wake_settling()
+            await self._truncate_now_and_then()
+            gap_s = self.settings.append_gap_s - (self.clock.monotonic() - began_s)
+            if gap_s > 0:
+                await asyncio.sleep(gap_s)
+
+    async def _truncate_now_and_then(self) -> None:
+        self._entries += 1
+        if self._entries % self.settings.truncate_every_entries == 0:
+            low_water = self.sending.low_water
+            try:
+                await self._in_journal_thread(lambda: self._journal.truncate(low_water))
+            except StoreUnavailable as error:
+                logger.warning("%s keeps old entries: %s", self.name, error)
+
+    def _land(self) -> None:
+        self._landed.set()
+        self._landed.clear()
+
+    async def _in_journal_thread(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._journal_thread, function)
+
+    # -- settling ----------------------------------------------------------------------------------
+
+    def _wake_settling(self) -> None:
+        for event in self._settle_wanted:
+            event.set()
+
+    async def _keep_settling(self, shard: int) -> None:
+        """Settle what is ripe on one shard: spent leases at once, the others after a while."""
+        wanted = self._settle_wanted[shard]
+        while not self.ended:
+            wanted.clear()
+            leases = [x for x in self.sending.leases.values() if x.shard == shard]
+            ripe = [x.lease_id for x in leases if self._is_ripe(x.lease_id)]
+            if ripe and await self._settle(shard, ripe):
+                continue
+            wait_s = self.settings.settle_after_s if leases else None
+            await wait_at_most(wanted, wait_s)
+
+    def _is_ripe(self, lease_id: int) -> bool:
+        since_s = self._known_since_s.get(lease_id)
+        waited_s = self.clock.monotonic() - (float("inf") if since_s is None else since_s)
+        return waited_s >= self.settings.settle_after_s or self.sending.is_spent(lease_id)
+
+    async def _settle(self, shard: int, lease_ids: list[int]) -> bool:
+        """Send the settles of these leases together. Whether there were any."""
+        now_s, now = self.clock.monotonic(), self.clock.now()
+        settles = [self.sending.next_settle(lease_id, now_s, now) for lease_id in lease_ids]
+        commands = [settle for settle in settles if settle is not None]
+        if not commands:
+            return False
+        for command in commands:
+            self._known_since_s.pop(command.lease_id, None)
+        answers = await self.ports.shards.execute_on(shard, commands)
+        failed = False
+        for command, answer in zip(commands, answers, strict=True):
+            if isinstance(answer, Fenced):
+                self.end(str(answer))
+                return False
+            if isinstance(answer, MantaError):
+                logger.warning("%s: a settle waits: %s", self.name, answer)
+                self._known_since_s.setdefault(command.lease_id, float("-inf"))
+                self.sending.settle_failed(command.lease_id)
+                failed = True
+            else:
+                self.sending.settled(command.lease_id)
+        if failed:
+            await asyncio.sleep(self.settings.settle_retry_s)
+        return True
