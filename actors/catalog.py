@@ -12,6 +12,7 @@ from manta import definitions
 from manta.clock import Clock, as_text
 from manta.content.templates import CompiledMail, MailTemplate
 from manta.definitions import Defined
+from manta.errors import NotReady
 from manta.ids import even_ranges
 from manta.rules.tree import parse
 from manta.store.documents import Documents
@@ -45,7 +46,8 @@ class Catalog(JournaledActor):
         """The first bucket of each shard."""
         self._require_ready()
         table = self._documents.get("shards", "table")
-        assert table is not None
+        if table is None:
+            raise NotReady("the catalog is being founded")
         return list(table["first_buckets"])
 
     async def attributes(self) -> dict[str, str]:
@@ -112,7 +114,10 @@ class Catalog(JournaledActor):
     async def token_keys(self) -> list[dict[str, Any]]:
         """Signing keys of links and return paths, newest last."""
         self._require_ready()
-        return sorted(self._documents.list("token_keys"), key=lambda d: d["created_at"])
+        keys = sorted(self._documents.list("token_keys"), key=lambda d: d["created_at"])
+        if not keys:
+            raise NotReady("the catalog is being founded")
+        return keys
 
     async def rotate_token_key(self) -> None:
         """A new signing key; the old ones go on verifying."""
