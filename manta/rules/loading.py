@@ -1,0 +1,119 @@
+"""Gathers the people that rules are to be evaluated for by closure: few people, a few reads.
+
+Only what the rules can look at is read: their event types (through the index on the person), their
+attributes, consents, suppressions and memberships. All reads belong to one committed state when the
+database is a reader's cursor in one transaction, or the writer's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+from manta.command import Database
+from manta.rules.closure import EventRow, Person, Suppression
+from manta.rules.nodes import BUILT_IN
+from manta.rules.scope import Touches
+from manta.schema import ATTRIBUTE_NAME, ATTRIBUTE_PREFIX
+
+PEOPLE_MAX = 10_000
+
+_THESE = "(SELECT unnest(?::BIGINT[]))"
+_EVENTS = f"""
+SELECT subscriber_id, type, occurred_at, campaign_id, message_key, item, amount, properties
+FROM events
+WHERE subscriber_id IN {_THESE} AND list_contains(?::VARCHAR[], type)
+  AND occurred_at >= ?::TIMESTAMP
+ORDER BY subscriber_id, type, occurred_at, message_key NULLS FIRST
+"""
+
+
+def load(
+    database: Database,
+    ids: Sequence[int],
+    wanted: Touches,
+    since: datetime | None = None,
+) -> dict[int, Person]:
+    """The people of ``ids`` that exist, each with what rules of these touches look at.
+
+    ``since`` leaves out older events: now − the reach of the rules, where that is bounded and none
+    of them asks for last messages. At most ``PEOPLE_MAX`` people at once.
+    """
+    if len(ids) > PEOPLE_MAX:
+        raise ValueError(f"{len(ids)} people at once; at most {PEOPLE_MAX}")
+    these = list(ids)
+    profiles = _profiles(database, these, wanted)
+    events = _events(database, these, wanted, since)
+    consents = _consents(database, these) if wanted.consents else {}
+    memberships = _memberships(database, these) if wanted.segments else {}
+    suppressions = _suppressions(database, these) if wanted.suppressions else {}
+    return {
+        id: Person(
+            id,
+            profile,
+            events.get(id, {}),
+            consents.get(id, {}),
+            memberships.get(id, frozenset()),
+            suppressions.get(id, ()),
+        )
+        for id, profile in profiles.items()
+    }
+
+
+def _columns(attributes: Iterable[str]) -> list[str]:
+    own = sorted(set(attributes) - BUILT_IN.keys())
+    for name in own:
+        if not ATTRIBUTE_NAME.fullmatch(name):
+            raise ValueError(f"not an attribute's name: {name!r}")
+    built_in = [name for name in BUILT_IN if name != "email_domain"]
+    return [*built_in, *(ATTRIBUTE_PREFIX + name for name in own)]
+
+
+def _profiles(database: Database, ids: list[int], wanted: Touches) -> dict[int, dict[str, Any]]:
+    columns = _columns(wanted.attributes)
+    chosen = ", ".join(f'"{column}"' for column in columns)
+    sql = f"SELECT subscriber_id, {chosen} FROM profiles WHERE subscriber_id IN {_THESE}"
+    return {
+        id: dict(zip(columns, values, strict=True)) for id, *values in database.rows(sql, [ids])
+    }
+
+
+def _events(
+    database: Database, ids: list[int], wanted: Touches, since: datetime | None
+) -> dict[int, dict[str, list[EventRow]]]:
+    if not wanted.event_types:
+        return {}
+    found: dict[int, dict[str, list[EventRow]]] = {}
+    earliest = since or datetime.min
+    for id, type_, *row in database.rows(_EVENTS, [ids, sorted(wanted.event_types), earliest]):
+        found.setdefault(id, {}).setdefault(type_, []).append(EventRow(*row))
+    return found
+
+
+def _consents(database: Database, ids: list[int]) -> dict[int, dict[tuple[str, str], str]]:
+    sql = (
+        "SELECT subscriber_id, channel, topic, status FROM consents"
+        f" WHERE subscriber_id IN {_THESE}"
+    )
+    found: dict[int, dict[tuple[str, str], str]] = {}
+    for id, channel, topic, status in database.rows(sql, [ids]):
+        found.setdefault(id, {})[channel, topic] = status
+    return found
+
+
+def _memberships(database: Database, ids: list[int]) -> dict[int, frozenset[int]]:
+    sql = f"SELECT subscriber_id, segments FROM memberships WHERE subscriber_id IN {_THESE}"
+    return {id: frozenset(segments or ()) for id, segments in database.rows(sql, [ids])}
+
+
+def _suppressions(database: Database, ids: list[int]) -> dict[int, tuple[Suppression, ...]]:
+    sql = (
+        "SELECT p.subscriber_id, s.reason, s.expires_at FROM profiles p JOIN suppressions s"
+        f" ON s.channel = 'email' AND s.address = lower(p.email)"
+        f" WHERE p.subscriber_id IN {_THESE}"
+    )
+    found: dict[int, tuple[Suppression, ...]] = {}
+    for id, reason, expires_at in database.rows(sql, [ids]):
+        found[id] = (*found.get(id, ()), Suppression(reason, expires_at))
+    return found

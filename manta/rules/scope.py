@@ -1,0 +1,156 @@
+"""What a rule looks at, and how far back: which changes can affect it, what memory it needs.
+
+An index from event type, attribute and the like to rules is built from ``touches``; a live rule
+whose ``reach`` is longer than the shard's memory of events is refused where it is defined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from manta.errors import InvalidRequest
+from manta.rules.meaning import frame_range
+from manta.rules.nodes import (
+    All,
+    AnyOf,
+    Attribute,
+    Consent,
+    Event,
+    EventTime,
+    ExactlyOne,
+    LastMessages,
+    Member,
+    Not,
+    Rule,
+    Suppressed,
+    children_of,
+    walk,
+)
+from manta.rules.tree import NODES_MAX
+from manta.schema import AttributeType
+
+_ACTS = {"opened": {"opened"}, "clicked": {"clicked"}, "ignored": {"opened", "clicked"}}
+
+
+@dataclass(frozen=True)
+class Touches:
+    """What can change a rule's answer besides time. ``attributes`` includes built-in fields."""
+
+    event_types: frozenset[str] = frozenset()
+    attributes: frozenset[str] = frozenset()
+    consents: frozenset[tuple[str, str]] = frozenset()
+    segments: frozenset[int] = frozenset()
+    suppressions: bool = False
+
+    def __or__(self, other: Touches) -> Touches:
+        return Touches(
+            self.event_types | other.event_types,
+            self.attributes | other.attributes,
+            self.consents | other.consents,
+            self.segments | other.segments,
+            self.suppressions or other.suppressions,
+        )
+
+
+def touches(*rules: Rule) -> Touches:
+    """What can affect the answer of any of these rules."""
+    found = Touches()
+    for rule in rules:
+        for node in walk(rule):
+            found |= _touches_of(node)
+    return found
+
+
+def _touches_of(node: Rule) -> Touches:
+    if isinstance(node, Attribute):
+        names = {"email"} if node.name == "email_domain" else {node.name}
+        if node.test.type is AttributeType.DATE:
+            names.add("time_zone")
+        return Touches(attributes=frozenset(names))
+    if isinstance(node, Event | EventTime):
+        return Touches(event_types=frozenset({node.happening.type}))
+    if isinstance(node, LastMessages):
+        return Touches(event_types=frozenset({"sent"} | _ACTS[node.were]))
+    if isinstance(node, Consent):
+        return Touches(consents=frozenset({(node.channel, node.topic)}))
+    if isinstance(node, Member):
+        return Touches(segments=frozenset({node.segment}))
+    if isinstance(node, Suppressed):
+        return Touches(attributes=frozenset({"email"}), suppressions=True)
+    return Touches()
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How much history of events a rule needs.
+
+    ``back`` is a length of time before now, zero for none, ``None`` for all there ever was.
+    ``messages`` is how many of a person's last messages it looks at, whenever they were sent.
+    """
+
+    back: timedelta | None = timedelta(0)
+    messages: int = 0
+
+    def __or__(self, other: Reach) -> Reach:
+        ever = self.back is None or other.back is None
+        longest = None if ever else max(self.back or timedelta(0), other.back or timedelta(0))
+        return Reach(longest, max(self.messages, other.messages))
+
+
+def reach(now: datetime, *rules: Rule) -> Reach:
+    """How far back these rules look at ``now``; from a fixed day the distance grows with time.
+
+    The first or last time of an event looks at all of them, whatever its window.
+    """
+    found = Reach()
+    for node in (node for rule in rules for node in walk(rule)):
+        if isinstance(node, LastMessages):
+            found |= Reach(messages=node.number)
+        elif isinstance(node, EventTime):
+            found |= Reach(None)
+        elif isinstance(node, Event):
+            low, _ = frame_range(node.happening.within, now)
+            found |= Reach(None if low is None else max(now - low, timedelta(0)))
+    return found
+
+
+# -- segments of segments --------------------------------------------------------------------------
+
+
+def inline(rule: Rule, segments: Mapping[int, Rule]) -> Rule:
+    """The rule with each ``member`` replaced by that segment's own rule, all the way down.
+
+    Segments that are not in the mapping (static lists) stay. Raises ``InvalidRequest`` for segments
+    that contain each other, and where the whole grows beyond the limit of conditions.
+    """
+    whole = _inlined(rule, segments, ())
+    if len(walk(whole)) > NODES_MAX:
+        raise InvalidRequest(
+            "with the segments it refers to, the rule has too many conditions",
+            expected=f"at most {NODES_MAX} conditions",
+        )
+    return whole
+
+
+def _inlined(rule: Rule, segments: Mapping[int, Rule], inside: tuple[int, ...]) -> Rule:
+    if isinstance(rule, Member) and rule.segment in segments:
+        path = (*inside, rule.segment)
+        if rule.segment in inside:
+            circle = " → ".join(str(number) for number in path)
+            raise InvalidRequest(
+                f"segments contain each other: {circle}", expected="segments without a circle"
+            )
+        if len(path) > 20:
+            raise InvalidRequest(
+                "segments refer to segments too deeply", expected="at most 20 segments deep"
+            )
+        return _inlined(segments[rule.segment], segments, path)
+    if not children_of(rule):
+        return rule
+    parts = tuple(_inlined(child, segments, inside) for child in children_of(rule))
+    if isinstance(rule, Not):
+        return Not(parts[0])
+    assert isinstance(rule, All | AnyOf | ExactlyOne)
+    return type(rule)(parts)
