@@ -163,6 +163,8 @@ class Splitter:
         self._rest = ""
         self._skipping = False
         self._damaged = False
+        special = re.escape(dialect.quote + "\0\ufffd" + (dialect.escape or ""))
+        self._doubtful = re.compile(rf"[{special}]|\r.", re.DOTALL)
 
     def expect(self, fields: int) -> None:
         """From now on a good row has so many fields."""
@@ -245,9 +247,18 @@ class Splitter:
             self._take(found, number, row, [line])
 
     def _drain(self, found: Rows, lines: list[str], final: bool) -> None:
-        """Lines that need care, one by one; what is not complete waits for more."""
-        place = 0
+        """Lines of which some need care: those one by one; what is not complete waits for more."""
+        doubtful = self._doubtful.search
+        marks = [n for n, line in enumerate(lines) if doubtful(line) or len(line) > LINE_LENGTH_MAX]
+        place = mark = 0
         while place < len(lines):
+            while mark < len(marks) and marks[mark] < place:
+                mark += 1
+            following = marks[mark] if mark < len(marks) else len(lines)
+            if following > place:
+                self._plain(found, lines[place:following])
+                place = following
+                continue
             used = self._one(found, lines, place, final)
             if used == 0:
                 break
