@@ -121,8 +121,8 @@ def _condition(rule: Rule) -> str:
 def _attribute(rule: Attribute) -> str:
     shown = rule.name.replace("_", " ")
     if rule.test.operator is Operator.IS_SET:
-        return f"have no {shown}" if rule.test.negated else f"have {_article(shown)}"
-    if rule.test.type is AttributeType.BOOLEAN:
+        return f"have {'no ' if rule.test.negated else 'some '}{shown}"
+    if rule.test.type in (AttributeType.BOOLEAN, AttributeType.LIST):
         return f"have {shown} {_test(rule.test)}"
     return f"have {_article(shown)} {_test(rule.test)}"
 

@@ -88,7 +88,7 @@ def value_test(test: Test, subject: Subject) -> Sql:
     return negation(condition) if test.negated else condition
 
 
-def _folded(value: Sql) -> Sql:
+def fold_sql(value: Sql) -> Sql:
     """``meaning.fold``: in SQL where the text is ASCII, by the function itself elsewhere."""
     ascii_only = Sql("CASE WHEN strlen(") + value + Sql(") = length(") + value
     return (
@@ -100,7 +100,7 @@ def _string(test: Test, subject: Subject) -> Sql:
     operator, value = test.operator, test.value
     if operator is Operator.REGEX:
         return Sql("regexp_matches(") + subject.value + Sql(", ?::VARCHAR)", value)
-    folded = _folded(subject.value)
+    folded = fold_sql(subject.value)
     if operator is Operator.EQUALS:
         return folded + Sql(" = ?::VARCHAR", fold(value))
     if operator is Operator.IN:
@@ -133,7 +133,7 @@ def _list(test: Test, subject: Subject) -> Sql:
     if test.operator is Operator.LENGTH:
         operator = COMPARISON_SQL[test.value.operator]
         return Sql("len(") + texts + Sql(f") {operator} ?::BIGINT", int(test.value.value))
-    folded = Sql("list_transform(") + texts + Sql(", lambda t: ") + _folded(Sql("t")) + Sql(")")
+    folded = Sql("list_transform(") + texts + Sql(", lambda t: ") + fold_sql(Sql("t")) + Sql(")")
     if test.operator is Operator.CONTAINS:
         return Sql("list_contains(") + folded + Sql(", ?::VARCHAR)", fold(test.value))
     function = "list_has_any" if test.operator is Operator.CONTAINS_ANY else "list_has_all"

@@ -152,7 +152,7 @@ def _one_of(value: Any, valid: Collection[str], path: str, what: str) -> str:
     if isinstance(value, str):
         near = get_close_matches(value[:100], list(valid), 1)
         problem = f"unknown {what} {_shown(value)}" + (
-            f", did you mean {near[0]!r}?" if near else ""
+            f", did you mean '{near[0]}'?" if near else ""
         )
     shown = list(valid)[:50]
     _fail(path, problem, ", ".join(shown) + (", …" if len(valid) > 50 else "") or "none")
@@ -533,7 +533,7 @@ def _property(value: Any, path: str) -> Property:
     keys = tuple(name.split("."))
     if keys[0] != "properties" or len(keys) < 2:
         near = get_close_matches(name, list(PROPERTY_COLUMNS), 1)
-        hint = f", did you mean {near[0]!r}?" if near else ""
+        hint = f", did you mean '{near[0]}'?" if near else ""
         expected = f"{_names(PROPERTY_COLUMNS)}, or properties.NAME for one of the event's own"
         _fail(path, f"unknown property {_shown(name)}{hint}", expected)
     if len(keys) > PATH_MAX + 1:
