@@ -46,6 +46,7 @@ from manta.store.objects import ObjectStore
 from manta.store.settings import ShardSettings
 
 logger = logging.getLogger(__name__)
+HOOK_RETRY = timedelta(seconds=30)
 
 
 class Stopped(Exception):
@@ -102,6 +103,7 @@ class Figures:
     appends_refused: int = 0
     appended_bytes: int = 0
     replayed_entries: int = 0
+    hooks_failed: int = 0
 
 
 @dataclass
@@ -359,11 +361,22 @@ class ShardStore:
             if state.wake is None or state.wake > now:
                 continue
             state.last = now
-            result = state.hook.after_commit(self.database, self.context(now))
+            result = self._run_hook(state, now)
             state.wake = result.next_wake
             pushes.extend(result.pushes)
             commands.extend(result.commands)
         return HookResult(tuple(pushes), tuple(commands), self.next_wake())
+
+    def _run_hook(self, state: _HookState, now: datetime) -> HookResult:
+        """A hook that fails is called again later: it must not take the shard down with it."""
+        try:
+            return state.hook.after_commit(self.database, self.context(now))
+        except duckdb.FatalException as error:
+            raise Stopped(f"the database failed: {error}") from error
+        except Exception as error:
+            self.figures.hooks_failed += 1
+            logger.error("%s failed", type(state.hook).__name__, exc_info=error)
+            return HookResult(next_wake=now + HOOK_RETRY)
 
     def next_wake(self) -> datetime | None:
         """The least instant that a hook waits for."""

@@ -542,3 +542,14 @@ def test_a_hook_is_not_called_more_often_than_its_gap(objects: FileObjects) -> N
     assert store.next_wake() == START + timedelta(seconds=1)
     clock.advance(1)
     assert store.hooks_due()
+
+
+def test_a_hook_that_fails_is_called_again_later(objects: FileObjects) -> None:
+    clock, hook = ManualClock(START), Watch()
+    hook.seen = None  # type: ignore[assignment]
+    store = recovered(objects, clock=clock, hooks=(hook,))
+    assert store.run_hooks() == HookResult(next_wake=START + timedelta(seconds=30))
+    hook.seen = []
+    clock.advance(30)
+    assert store.run_hooks().pushes == (Push("director", "count", (0,)),)
+    assert store.figures.hooks_failed == 1
