@@ -80,20 +80,14 @@ def change(store: ShardStore, ids: np.ndarray) -> None:
             "event_id": rng.integers(0, 1 << 62, 800),
         }
         cities = {"subscriber_id": some, "attr_city": [f"city {number}"] * len(some)}
-        segments = [[1, number]] * len(some)
+        memberships = {"subscriber_id": some, "segments": [[1, number]] * len(some)}
         run(
             store,
             Write(
                 (
                     Change("events", Op.INSERT, pa.table(events)),
-                    Change(
-                        "profiles", Op.UPSERT, pa.table({"subscriber_id": some, "attr_city": city})
-                    ),
-                    Change(
-                        "memberships",
-                        Op.UPSERT,
-                        pa.table({"subscriber_id": some, "segments": segments}),
-                    ),
+                    Change("profiles", Op.UPSERT, pa.table(cities)),
+                    Change("memberships", Op.UPSERT, pa.table(memberships)),
                 ),
                 key=f"change {number}",
             ),
