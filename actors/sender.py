@@ -117,6 +117,7 @@ class Sender:
         self._exit_process = exit_process
         self._find_ports = find_ports
         self._tell_ready = tell_ready
+        self._tell_ready = tell_ready
         self._journal_thread = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-journal")
         self._compose_thread = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-compose")
         self._ports: Ports | None = None
