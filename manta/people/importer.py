@@ -45,6 +45,8 @@ KNOWN_HEADERS = {
     "time_zone": ("time_zone", "timezone", "tz"),
     "locale": ("locale",),
 }  # fmt: skip
+# A file with the first of these was exported from here: ids and times of its own mean nothing new.
+EXPORTED = ("subscriber_id", "created_at", "updated_at")
 # What people write where they have no value; read as empty, except in texts.
 NOTHING = ("n/a", "na", "null", "none", "nil", "-", "#n/a")
 _LOCALE = r"^[A-Za-z]{2,3}(?:[-_][A-Za-z0-9]{2,8}){0,3}$"
@@ -135,8 +137,12 @@ def planned(
 def _targets(
     headers: Sequence[str], samples: Sequence[Sequence[str | None]], overrides: dict[str, str]
 ) -> list[str]:
-    names = attribute_names(headers)
-    targets: list[str | None] = [None] * len(headers)
+    exported = EXPORTED[0] in headers
+    own = [header.removeprefix(ATTRIBUTE_PREFIX) if exported else header for header in headers]
+    names = attribute_names(own)
+    targets: list[str | None] = [
+        SKIP if exported and header in EXPORTED else None for header in headers
+    ]
     for place, header in enumerate(headers):
         wanted = overrides.pop(header, None)  # of headers that repeat, the first is meant
         if wanted is not None:

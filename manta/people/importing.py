@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from manta.command import Command, Repeated
-from manta.ids import bucket_of_identity, bucket_of_subscriber, shard_of_bucket
+from manta.ids import bucket_of_subscriber, buckets_of_identities, shard_of_bucket
 from manta.people.claims import (
     CLAIMED,
     CONTESTED,
@@ -32,7 +32,7 @@ from manta.people.claims import (
     TakeIdentities,
 )
 from manta.people.delimited import Reject
-from manta.people.identities import buckets_of_rows, compared, shards_of_buckets
+from manta.people.identities import EXTERNAL_ID, buckets_of_rows, compared, shards_of_buckets
 from manta.people.upsert import Consent, Upserted, UpsertPeople
 
 WINDOW = 2  # batches on the way per shard: one at work, one waiting
@@ -150,13 +150,10 @@ class _Run:
 
     def _claim(self, part: _Part, claims: pa.Table) -> None:
         """Claim external ids for the people of one batch, as ``manta.people.claims`` tells."""
-        by_owner: dict[int, list[int]] = {}
-        pairs = zip(claims["kind"].to_pylist(), claims["value"].to_pylist(), strict=True)
-        for place, (kind, value) in enumerate(pairs):
-            shard = shard_of_bucket(bucket_of_identity(kind, value), self.first_buckets)
-            by_owner.setdefault(shard, []).append(place)
-        for shard, places in by_owner.items():
-            asked = claims.take(pa.array(places))
+        buckets = buckets_of_identities(EXTERNAL_ID, claims["value"].to_pylist())
+        owners = shards_of_buckets(buckets, self.first_buckets)
+        for shard in np.unique(owners).tolist():
+            asked = claims.filter(pa.array(owners == shard))
             claimed = self._claimed(shard, asked)
             won = [n for n, status in enumerate(claimed.statuses) if status == CLAIMED]
             if won:
