@@ -258,7 +258,7 @@ class LaneRun:
             self._trouble = f"no permits from the Throttle: {error}"
             return self._settings.trouble_pause_s
         if not grant.permits:
-            return min(max(grant.wait_s, 0.01), self._settings.stalled_s)
+            return min(max(grant.wait_s, 0.01), self._settings.idle_s)
         self._trouble = ""
         shard = next(s for s in self._work if s not in self._asking)
         del self._work[shard]
