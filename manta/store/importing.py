@@ -205,6 +205,14 @@ def write_people(path: Path, batches: Iterable[pa.Table]) -> int:
     return rows
 
 
+def csv_text(batch: pa.Table, header: bool) -> bytes:
+    """A batch as ``write_people`` writes it to a CSV file, with or without the first row."""
+    options = pyarrow.csv.WriteOptions(include_header=header, quoting_style="needed")
+    sink = pa.BufferOutputStream()
+    pyarrow.csv.write_csv(_as_text(batch), sink, options)
+    return bytes(sink.getvalue())
+
+
 def _writer(path: Path, part: Path, schema: pa.Schema) -> Any:
     if path.suffix == ".parquet":
         return pq.ParquetWriter(part, schema, compression="zstd")

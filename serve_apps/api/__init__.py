@@ -8,7 +8,7 @@ after it is stored, so a client that got no answer sends the same request again.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from actors.handles import Handles
 from manta import __version__
 from manta.errors import InvalidRequest, MantaError
-from serve_apps.api import campaigns, keys, people, segments, templates
+from serve_apps.api import campaigns, exports, imports, keys, people, segments, templates
 from serve_apps.api.description import describe
 from serve_apps.auth import Authenticator
 from serve_apps.limits import App, Guard, Message, Receive, Scope, Send
@@ -47,12 +47,14 @@ def create_api(handles: Handles, authenticator: Authenticator) -> App:
             MantaError: _answer_error,
             HTTPException: _answer_http,
             RequestValidationError: _answer_invalid,
+            Exception: _answer_error,
         },
     )
     api.state.handles = handles
     api.state.authenticator = authenticator
     api.state.workshop = Workshop()
-    for room in (people, segments, templates, campaigns, keys):
+    api.state.intake = imports.Intake()
+    for room in (imports, exports, people, segments, templates, campaigns, keys):
         api.include_router(room.router)
 
     document = describe(api, PREFIX)
@@ -66,7 +68,18 @@ def create_api(handles: Handles, authenticator: Authenticator) -> App:
     async def docs() -> HTMLResponse:
         return HTMLResponse(page, headers={"Content-Security-Policy": CONTENT_SECURITY_POLICY})
 
-    return Guard(_strict_text(api))
+    large = Guard(api, body_bytes_max=imports.BODY_BYTES_MAX)
+    return _by_path({imports.PATH: large}, Guard(_strict_text(api)))
+
+
+def _by_path(apps: Mapping[str, App], otherwise: App) -> App:
+    """Send requests to a few paths to apps with limits of their own."""
+
+    async def choose(scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
+        await apps.get(path, otherwise)(scope, receive, send)
+
+    return choose
 
 
 async def _answer_error(_: Request, error: Exception) -> JSONResponse:

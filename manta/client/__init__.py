@@ -1,0 +1,311 @@
+"""Manta from a notebook or a script: the verbs of the HTTP API, pandas in and out.
+
+    with Client("http://127.0.0.1:8000", "manta_…") as manta:
+        manta.import_people("people.csv")
+        segment = manta.create_segment("Bern", {"all": [...]})
+        people = manta.export(segment["id"])
+
+Answers are the API's own JSON as dictionaries and lists; tables of people and of recipients are
+DataFrames. Refusals are exceptions of ``manta.errors`` that name what was wrong and what would be
+right. Changes are retried under one key, so nothing happens twice (``manta.client.http``).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
+
+from manta.client.http import Http
+from manta.clock import as_text
+from manta.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import httpx
+    import pandas as pd
+    import pyarrow as pa
+
+    from manta.people.importing import ImportSummary
+
+Document = dict[str, Any]
+Rule = Mapping[str, Any]
+EVENTS_PER_REQUEST = 1_000
+PAGE_ROWS = 1_000
+ENDED = ("finished", "cancelled")
+ACCOUNTING_SUMS = ("pending", "planned_total", "adds_up")  # beside the states
+NEWSLETTER = ("email", "newsletter", "subscribed")
+
+__all__ = ["Client"]
+
+
+class Client:
+    """One Manta, named by the URL of its API and an API key.
+
+    ``timeout_s`` is for one try of one request. A client may be shared by threads and is a context
+    manager. Every method raises the exceptions of ``manta.errors``.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        api_key: str,
+        timeout_s: float = 30.0,
+        *,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._http = Http(url, api_key, timeout_s, transport)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    # -- people ------------------------------------------------------------------------------------
+
+    def import_people(
+        self,
+        people: str | PathLike[str] | pd.DataFrame | pa.Table,
+        mapping: Mapping[str, str] | None = None,
+        consent: tuple[str, str, str] | None = NEWSLETTER,
+        rejects: str | PathLike[str] | None = None,
+        progress: Callable[[int, float], None] | None = None,
+    ) -> ImportSummary:
+        """Create or change the people of a CSV or Parquet file or of a table.
+
+        ``mapping`` says where columns go (header → ``email``, ``external_id``, ``time_zone``,
+        ``locale``, ``skip`` or an attribute, if wanted with ``:type``); the others are guessed.
+        ``consent`` is (channel, topic, status) for all of them, or ``None``; it never overrides
+        an unsubscription. Rows that do not fit go to the CSV file ``rejects`` with line and reason.
+        ``progress(rows, part)`` is called as the work goes on, ``part`` from 0 to 1.
+        """
+        from manta.client.people import import_people
+
+        return import_people(self._http, people, mapping, consent, rejects, progress)
+
+    @overload
+    def export(
+        self, audience: int | Rule | None = None, path: None = None, **options: Any
+    ) -> pd.DataFrame: ...
+
+    @overload
+    def export(
+        self, audience: int | Rule | None, path: str | PathLike[str], **options: Any
+    ) -> Path: ...
+
+    def export(
+        self,
+        audience: int | Rule | None = None,
+        path: str | PathLike[str] | None = None,
+        **options: Any,
+    ) -> pd.DataFrame | Path:
+        """The people of a segment (by its id), of a rule, or everybody.
+
+        As a DataFrame, or with ``path`` as a file: CSV, or Parquet by its name. The file appears
+        complete or not at all; rows are in the order of their ids. ``progress(rows)`` is called as
+        they come.
+        """
+        from manta.client.people import export_file, export_frame
+
+        if path is None:
+            return export_frame(self._http, audience, **options)
+        export_file(self._http, audience, Path(path), **options)
+        return Path(path)
+
+    def subscriber(
+        self, *, email: str | None = None, id: str | None = None, external_id: str | None = None
+    ) -> Document:
+        """Who has this address, id or external id. Raises ``NotFound``."""
+        if sum(given is not None for given in (email, id, external_id)) != 1:
+            raise InvalidRequest(
+                "a subscriber is looked up by one name", expected="email, id or external_id"
+            )
+        if id is not None:
+            return _document(self._http.get(f"/subscribers/{_segment(id)}"))
+        return _document(self._http.get("/subscribers", email=email, external_id=external_id))
+
+    def upsert(self, **fields: Any) -> Document:
+        """Create or change one subscriber: ``email``, ``attributes``, ``consent``, …"""
+        return _document(self._http.post("/subscribers", fields))
+
+    def unsubscribe(self, id: str, topic: str | None = None, source: str = "client") -> Document:
+        """Of one topic, or of all."""
+        body = {"topic": topic, "source": source}
+        return _document(self._http.post(f"/subscribers/{_segment(id)}/unsubscribe", body))
+
+    def attributes(self) -> dict[str, str]:
+        """The declared attributes with their types."""
+        return dict(self._http.get("/attributes")["attributes"])
+
+    def declare_attributes(self, types: Mapping[str, str]) -> dict[str, str]:
+        """Declare attributes; answers all of them. A type cannot be changed later."""
+        return dict(self._http.post("/attributes", {"attributes": dict(types)})["attributes"])
+
+    def record_events(self, events: pd.DataFrame | Iterable[Mapping[str, Any]]) -> Document:
+        """Record what people did: ``type``, one identity (``email``, …), ``occurred_at``, ….
+
+        In batches; answers the counts ``recorded``, ``repeated`` and ``refused``, and ``errors``,
+        each with the ``index`` of its event. Instants may be ``datetime``; cells without a value
+        are left out.
+        """
+        from manta.client.events import record_events
+
+        return record_events(self._http, events)
+
+    # -- segments ----------------------------------------------------------------------------------
+
+    def segments(self) -> list[Document]:
+        """All segments, the newest first."""
+        return list(self._http.pages("/segments", limit=PAGE_ROWS))
+
+    def segment(self, id: int) -> Document:
+        return _document(self._http.get(f"/segments/{int(id)}"))
+
+    def create_segment(self, name: str, rule: Rule) -> Document:
+        return _document(self._http.post("/segments", {"name": name, "rule": dict(rule)}))
+
+    def segment_count(self, audience: int | Rule) -> int:
+        """How many people a segment or a rule holds for now."""
+        if isinstance(audience, Mapping):
+            return int(self._tried(audience, 0)["count"])
+        return int(self._http.get(f"/segments/{int(audience)}/count")["count"])
+
+    def segment_sample(self, audience: int | Rule, size: int = 10) -> list[Document]:
+        """Some of the people, the same ones each time."""
+        if isinstance(audience, Mapping):
+            return list(self._tried(audience, size)["sample"])
+        return list(self._http.get(f"/segments/{int(audience)}/sample", limit=size)["sample"])
+
+    def segment_explain(self, audience: int | Rule) -> str:
+        """What a segment or a rule means, in English."""
+        if isinstance(audience, Mapping):
+            return str(self._http.post("/segments/explain", {"rule": dict(audience)})["text"])
+        return str(self._http.get(f"/segments/{int(audience)}/explain")["text"])
+
+    def _tried(self, rule: Rule, sample: int) -> Document:
+        return _document(
+            self._http.post("/segments/preview", {"rule": dict(rule), "sample": sample})
+        )
+
+    # -- templates ---------------------------------------------------------------------------------
+
+    def templates(self) -> list[Document]:
+        return list(self._http.pages("/templates", limit=PAGE_ROWS))
+
+    def template(self, id: int, version: int | None = None) -> Document:
+        of = "" if version is None else f"/versions/{int(version)}"
+        return _document(self._http.get(f"/templates/{int(id)}{of}"))
+
+    def create_template(self, name: str, **content: str) -> Document:
+        """``subject``, ``html``, ``from_email``; if wanted ``from_name``, ``text``, ``preheader``,
+        ``reply_to``."""
+        return _document(self._http.post("/templates", {"name": name, **content}))
+
+    def lint(self, **content: str) -> list[Document]:
+        """What is wrong with a template's content, or likely wrong; nothing is stored."""
+        return list(self._http.post("/templates/lint", content)["findings"])
+
+    def preview(self, template_id: int, *, version: int | None = None, **person: str) -> Document:
+        """The mail that a person would get, named by ``email`` or ``subscriber_id``."""
+        body = person if version is None else {**person, "version": version}
+        return _document(self._http.post(f"/templates/{int(template_id)}/preview", body))
+
+    def test_send(self, template_id: int, to: str | list[str], **options: Any) -> Document:
+        """Send the template to up to ten addresses of your own, marked as a test.
+
+        ``email`` or ``subscriber_id`` names the person with whose attributes it is filled.
+        """
+        body = {"to": [to] if isinstance(to, str) else list(to), **options}
+        return _document(self._http.post(f"/templates/{int(template_id)}/test", body))
+
+    # -- campaigns ---------------------------------------------------------------------------------
+
+    def campaigns(self) -> list[Document]:
+        return list(self._http.pages("/campaigns", limit=PAGE_ROWS))
+
+    def campaign(self, id: int) -> Document:
+        """Its state and how far planning has come."""
+        return _document(self._http.get(f"/campaigns/{int(id)}"))
+
+    def create_campaign(self, name: str, template_id: int, **fields: Any) -> Document:
+        """A draft to ``segment_id`` or a ``rule`` of its own. See the API for the other fields."""
+        return _document(
+            self._http.post("/campaigns", {"name": name, "template_id": template_id, **fields})
+        )
+
+    def launch(self, id: int, at: datetime | str | None = None) -> Document:
+        """Now, or at an instant (a ``datetime`` without zone is in UTC)."""
+        body = {"at": _instant(at)} if at is not None else {}
+        return _document(self._http.post(f"/campaigns/{int(id)}/launch", body))
+
+    def pause(self, id: int) -> Document:
+        return self._move(id, "pause")
+
+    def resume(self, id: int) -> Document:
+        return self._move(id, "resume")
+
+    def cancel(self, id: int) -> Document:
+        return self._move(id, "cancel")
+
+    def _move(self, id: int, move: Literal["pause", "resume", "cancel"]) -> Document:
+        return _document(self._http.post(f"/campaigns/{int(id)}/{move}"))
+
+    def report(self, id: int) -> Document:
+        """The accounting of every recipient, what people did, failures by reason, and over time."""
+        return _document(self._http.get(f"/campaigns/{int(id)}/report"))
+
+    def report_frame(self, id: int) -> pd.DataFrame:
+        """The accounting as a table: ``state``, ``messages``, ``share``."""
+        import pandas as pd
+
+        accounting = self.report(id)["accounting"]
+        states = {name: count for name, count in accounting.items() if name not in ACCOUNTING_SUMS}
+        frame = pd.DataFrame({"state": list(states), "messages": list(states.values())})
+        return frame.assign(share=frame["messages"] / max(int(frame["messages"].sum()), 1))
+
+    def recipients(self, id: int, state: str | None = None) -> pd.DataFrame:
+        """Every message of the campaign, or those in a state, with its reason and SMTP reply."""
+        import pandas as pd
+
+        path = f"/campaigns/{int(id)}/recipients"
+        return pd.DataFrame(list(self._http.pages(path, limit=PAGE_ROWS, state=state)))
+
+    def watch(self, id: int, every_s: float = 1.0) -> Iterator[Document]:
+        """The campaign with its ``report``, again and again until it has ended."""
+        while True:
+            campaign = self.campaign(id)
+            yield campaign | {"report": self.report(id)}
+            if campaign["state"] in ENDED:
+                return
+            time.sleep(every_s)
+
+    # -- keys --------------------------------------------------------------------------------------
+
+    def create_key(self, name: str, scopes: Iterable[str]) -> Document:
+        """A new API key; its text is in this answer and nowhere else."""
+        return _document(self._http.post("/keys", {"name": name, "scopes": list(scopes)}))
+
+
+def _document(answer: Any) -> Document:
+    return dict(answer)
+
+
+def _segment(text: str) -> str:
+    """A path segment that cannot reach beyond itself."""
+    if not text.isalnum() or not text.isascii():
+        raise InvalidRequest(f"{text!r:.40} is no id", path="id", expected="13 letters and digits")
+    return text
+
+
+def _instant(at: datetime | str) -> str:
+    if isinstance(at, str):
+        return at
+    return as_text(at.astimezone(UTC).replace(tzinfo=None) if at.tzinfo else at)
