@@ -75,9 +75,11 @@ class RecordEvents:
         refused = _invalid_rows(rows)
         ids = hash64_each([text or "" for text in rows["id"].to_pylist()])
         rows = rows.drop_columns(["id"]).append_column("event_id", pa.array(ids))
-        known = _known(rows, database)
-        for n in np.flatnonzero(~known).tolist():
+        people = _people(rows, database)
+        for n in np.flatnonzero(people.is_null().to_numpy(zero_copy_only=False)).tolist():
             refused.setdefault(n, (UNKNOWN, "nobody has this subscriber id"))
+        at = rows.column_names.index("subscriber_id")
+        rows = rows.set_column(at, "subscriber_id", people)
         for n in _repeats(rows, database):
             refused.setdefault(n, (REPEATED, "an event with this id is there"))
         keep = np.ones(rows.num_rows, bool)
@@ -97,7 +99,8 @@ class TrackHits:
     ``event_id`` (64 random bits given on receipt), ``occurred_at``, and if known ``campaign_id``,
     ``item`` (the link), ``properties`` (text of a JSON object: user agent and the like).
 
-    A missing campaign is looked up by the message. Hits of people who are gone are dropped.
+    A missing campaign is looked up by the message. Hits of merged people are those of whom they
+    were merged into; hits of people who are gone are dropped.
     Answers how many were recorded.
     """
 
@@ -109,8 +112,10 @@ class TrackHits:
             _conformed(self.rows, ("subscriber_id", "message_key", "type", "event_id"), {}), context
         )
         kept = database.table(
-            "SELECT h.* REPLACE (coalesce(h.campaign_id, l.campaign_id)::INTEGER AS campaign_id)"
-            " FROM hits h JOIN profiles p ON p.subscriber_id = h.subscriber_id"
+            "SELECT h.* REPLACE (p.subscriber_id AS subscriber_id,"
+            " coalesce(h.campaign_id, l.campaign_id)::INTEGER AS campaign_id)"
+            " FROM hits h LEFT JOIN aliases a ON a.from_id = h.subscriber_id"
+            " JOIN profiles p ON p.subscriber_id = coalesce(a.to_id, h.subscriber_id)"
             " LEFT JOIN ledger l ON l.subscriber_id = h.subscriber_id"
             f" AND l.message_key = h.message_key{_among('l', rows)}",
             hits=_with_campaign(rows),
@@ -218,14 +223,14 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")  # RFC 8259 §6: no NaN, no Infinity
 
 
-def _known(rows: pa.Table, database: Database) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    found = database.table(
-        "SELECT p.subscriber_id IS NOT NULL AS known FROM incoming i LEFT JOIN profiles p"
-        " ON p.subscriber_id = i.subscriber_id ORDER BY i.n",
+def _people(rows: pa.Table, database: Database) -> pa.Array:
+    """Who each row is about, through the alias of a merge; null where nobody has the id."""
+    return database.table(
+        "SELECT p.subscriber_id FROM incoming i LEFT JOIN aliases a ON a.from_id = i.subscriber_id"
+        " LEFT JOIN profiles p ON p.subscriber_id = coalesce(a.to_id, i.subscriber_id)"
+        " ORDER BY i.n",
         incoming=_numbered(rows),
-    )["known"]
-    known: np.ndarray[tuple[int], np.dtype[np.bool_]] = found.to_numpy().astype(bool)
-    return known
+    )["subscriber_id"].combine_chunks()
 
 
 def _repeats(rows: pa.Table, database: Database) -> set[int]:

@@ -334,5 +334,12 @@ def _checked(claims: pa.Table) -> pa.Table:
         "subscriber_id": claims["subscriber_id"].cast(pa.int64()),
     }
     if EMAIL in claims.column_names:
+        for value, email in zip(values, claims[EMAIL].to_pylist(), strict=True):
+            if email is not None and compared(EMAIL, email) != value:
+                raise InvalidRequest(
+                    f"{email!r:.80} is not the address that is claimed",
+                    path="claims.email",
+                    expected=f"{value}, in any case",
+                )
         columns[EMAIL] = claims[EMAIL].cast(pa.string())
     return pa.table(columns)

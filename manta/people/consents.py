@@ -178,7 +178,9 @@ class Suppress:
             created_at=context.now,
             expires_at=self.expires_at,
         )
-        history = _suppression_history(self, person, address, standing, self.reason, context)
+        history = _suppression_history(
+            self, _here(database, person), address, standing, self.reason, context
+        )
         pushes = revocations(database, person, self.channel, marketing_only=False)
         return Decision(SuppressionChanged(True, person), (change, *history), pushes)
 
@@ -204,7 +206,9 @@ class LiftSuppression:
         if not standing:
             return Decision(SuppressionChanged(False, person))
         gone = rows_of("suppressions", 1, channel=self.channel, address=address)
-        history = _suppression_history(self, person, address, standing[0], None, context)
+        history = _suppression_history(
+            self, _here(database, person), address, standing[0], None, context
+        )
         return Decision(
             SuppressionChanged(True, person),
             (Change(SUPPRESSIONS.name, Op.DELETE, gone), *history),
@@ -233,6 +237,14 @@ def holder(database: Database, channel: str, address: str) -> int | None:
         [address_kind(channel), address],
     )
     return int(found[0][0]) if found else None
+
+
+def _here(database: Database, person: int | None) -> int | None:
+    """The person, if this is their shard: history lies there alone."""
+    found = person is not None and database.rows(
+        "SELECT 1 FROM profiles WHERE subscriber_id = ?", [person]
+    )
+    return person if found else None
 
 
 def address_kind(channel: str) -> str:
@@ -308,7 +320,7 @@ def _suppression_history(
     new: str | None,
     context: Context,
 ) -> list[Change]:
-    """An event needs a person; the suppression of a stranger's address has its row alone."""
+    """An event needs a person who lives here; otherwise the suppression has its row alone."""
     if person is None:
         return []
     said = {

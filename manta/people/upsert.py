@@ -6,6 +6,7 @@ statements, so that a row costs microseconds. The rules:
 - A row names its person by ``subscriber_id``, else by ``email``, else by ``external_id``; the
   batch must have come to the shard of that name (``identities.route``). A name that nobody has
   makes a new person, whose id carries the bucket of that name.
+- The address in a row names; it does not change one (that is ``manta.people.claims``).
 - A null means "not given": what is stored stays. A row that changes nothing writes nothing, so
   the same file imported twice changes nothing the second time.
 - Rows of one name within the batch count as one, put together as if they had come one by one: for
@@ -95,7 +96,8 @@ class UpsertPeople:
         absent = found["found"].combine_chunks().is_null()
         created = named.filter(absent)
         new_ids = _minted(created, database, context)
-        known = named.filter(here).append_column("person", found["found"].filter(here))
+        people_here = found["found"].filter(here).combine_chunks()
+        known = _one_each(named.filter(here).append_column("person", people_here), fields, database)
         changes: list[Change] = []
         if created.num_rows:
             changes += self._creation(created, new_ids, fields, database, context)
@@ -113,12 +115,12 @@ class UpsertPeople:
         consents, withheld = self._consents(people, database, context)
         changes += consents
         updated = 0 if changed is None else changed.num_rows
-        ids = _placed(named.num_rows, absent, new_ids, here, known["person"].combine_chunks())
+        ids = _placed(named.num_rows, absent, new_ids, here, people_here)
         answer = Upserted(
             created=created.num_rows,
             updated=updated,
             unchanged=known.num_rows - updated,
-            duplicates=rows.num_rows - named.num_rows,
+            duplicates=rows.num_rows - named.num_rows + len(people_here) - known.num_rows,
             consented=consents[0].rows.num_rows if consents else 0,
             withheld=withheld,
             ids=ids.take(groups),
@@ -377,6 +379,16 @@ def _merged(
         given=rows.append_column("name", names),
     )
     return merged, groups.indices
+
+
+def _one_each(known: pa.Table, fields: dict[str, str], database: Database) -> pa.Table:
+    """One row for each person: two names in a batch may be one person's."""
+    if pc.count_distinct(known["person"]).as_py() == known.num_rows:
+        return known
+    last = "".join(f", arg_max({name}, n) AS {name}" for name in fields)
+    return database.table(
+        f"SELECT min(n) AS n, person{last} FROM known GROUP BY person ORDER BY n", known=known
+    )
 
 
 def _resolved(named: pa.Table, database: Database) -> pa.Table:

@@ -135,6 +135,16 @@ def test_hits_carry_the_campaign_of_their_message(shard):
     ]
 
 
+def test_events_of_merged_people_are_those_of_the_other(shard):
+    person = shard.person("a@example.com")
+    shard.load("aliases", {"from_id": 5, "to_id": person})
+    row = {"subscriber_id": 5, "type": "bought", "id": "1"}
+    assert record(shard, row, row | {"subscriber_id": person}).repeated == 1
+    hit = {"subscriber_id": 5, "message_key": 1, "type": "opened", "event_id": 9}
+    assert shard.answer(TrackHits(None, pa.Table.from_pylist([hit]))) == 1
+    assert shard.rows("SELECT DISTINCT subscriber_id FROM events") == [(person,)]
+
+
 def test_events_of_a_person_in_pages(shard):
     person = shard.person("a@example.com")
     times = [START - timedelta(hours=n // 2) for n in range(5)]  # two at each instant

@@ -121,3 +121,9 @@ def test_an_earlier_address_can_be_released_but_not_the_present_one():
 def test_wrong_claims_are_refused(kind, value):
     with pytest.raises(InvalidRequest):
         claim(Shard(), further_identity(1, kind, value))
+
+
+def test_the_address_must_be_the_claimed_one():
+    claims = change_of_address(1, "a@example.com").set_column(3, "email", pa.array(["b@x.com"]))
+    with pytest.raises(InvalidRequest):
+        claim(Shard(), claims)

@@ -140,3 +140,12 @@ def test_wrong_words_are_refused(shard, change):
     words = {"channel": "email", "topic": "news", "status": "subscribed", "source": "form"}
     with pytest.raises(InvalidRequest):
         shard.answer(SetConsent(None, person, **(words | change)))
+
+
+def test_the_history_of_a_suppression_lies_where_the_person_lives(shard):
+    shard.load(
+        "identities",
+        {"kind": "email", "value": "a@example.com", "subscriber_id": 99, "state": "confirmed"},
+    )
+    answer = shard.answer(Suppress(None, "email", "a@example.com", "complaint", "fbl"))
+    assert (answer.changed, answer.subscriber_id, shard.kinds()) == (True, 99, [])

@@ -216,6 +216,20 @@ def test_people_of_other_shards_and_claimed_addresses_are_left_alone():
     assert decision.answer.busy == (1,)
 
 
+def test_two_names_of_one_person_in_a_batch_are_one():
+    shard = Shard()
+    (person,) = upsert(shard, {"email": "a@example.com"}).ids.to_pylist()
+    answer = upsert(
+        shard,
+        {"email": "a@example.com", "subscriber_id": None, "attr_x": "1", "attr_y": "1"},
+        {"email": None, "subscriber_id": person, "attr_x": "2", "attr_y": None},
+        consent=NEWS,
+    )
+    assert (answer.updated, answer.duplicates, answer.consented) == (1, 1, 1)
+    assert answer.ids.to_pylist() == [person, person]
+    assert shard.rows("SELECT attr_x, attr_y FROM profiles") == [("2", "1")]
+
+
 def test_ids_that_collide_are_drawn_again():
     class Stuck:
         """Draws the same bits until the third time."""
