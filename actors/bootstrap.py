@@ -28,7 +28,7 @@ from manta.clock import SystemClock
 from manta.content.dkim import DkimSigner, load_private_key
 from manta.delivery import queries as delivery_queries
 from manta.delivery.attempts import AttemptJournal
-from manta.delivery.hooks import delivery_hooks
+from manta.delivery.hooks import HookSettings, delivery_hooks
 from manta.delivery.throttle import Limits
 from manta.errors import InvalidRequest, NotReady
 from manta.people import queries as people_queries
@@ -193,7 +193,7 @@ def build_shard(settings: Settings, shard: int) -> ShardActor:
             clock,
             SystemRandom(),
             shard_settings,
-            delivery_hooks(clock),
+            delivery_hooks(clock, HookSettings(lease_deadline_s=settings.lease_deadline_s)),
         )
 
     queries = Queries(
