@@ -25,7 +25,7 @@ from actors.lanes import Compose, Connect, LaneRun, LaneSettings, wait_at_most
 from manta.clock import Clock
 from manta.delivery.attempts import AttemptJournal, History, JournalPort, resolve
 from manta.delivery.outcomes import Outcome
-from manta.delivery.senders import SenderKnown
+from manta.delivery.senders import Known, SenderKnown
 from manta.delivery.sending import Sending, SendingSettings
 from manta.delivery.settling import FenceSender, ResolveOrphans
 from manta.delivery.throttle import Lane
@@ -96,6 +96,10 @@ class Ports:
     serves: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
+class _Undecided(Exception):
+    """The epoch entry was neither stored nor refused in time: the next incarnation decides."""
+
+
 class Sender:
     """See the module. ``name`` is its role (``sender-00``). ``find_ports`` is asked once, at the
     start; ``exit_process(reason)`` ends the process; ``tell_ready`` says that lanes are welcome."""
@@ -137,20 +141,12 @@ class Sender:
 
     async def start(self) -> None:
         """Take over from former incarnations; tries until every shard has heard what they left."""
-        while True:
-            try:
-                self._ports = await self._find_ports()
-                await self._take_over()
-                break
-            except RetryableError as error:
-                if isinstance(error, OutcomeUnknown) and self._sending is not None:
-                    self.end(str(error))
-                    return
-                logger.warning("%s waits: %s", self.name, error)
-                await asyncio.sleep(self.settings.start_retry_s)
-            except (Fenced, Damaged) as error:
-                self.end(str(error))
-                return
+        try:
+            self._ports = await self._patiently(self._find_ports)
+            await self._take_over()
+        except (Fenced, Damaged, _Undecided) as error:
+            self.end(str(error))
+            return
         self._settle_wanted = [asyncio.Event() for _ in range(self.ports.shards.count)]
         self.spawn(self._keep_journal())
         for shard in range(self.ports.shards.count):
@@ -282,19 +278,20 @@ class Sender:
     # -- taking over -------------------------------------------------------------------------------
 
     async def _take_over(self) -> None:
+        """Fence the former incarnations, read their journal, tell the shards what it proves."""
         shards = range(self.ports.shards.count)
-        known = await self._ask_all([SenderKnown(self.name) for _ in shards])
-        history: History = await self._in_journal_thread(lambda: self._journal.take_over(known))
-        held = await self._ask_all([FenceSender(self.name, history.epoch) for _ in shards])
+        known = await self._patiently(lambda: self._ask_all([SenderKnown(self.name)] * len(shards)))
+        history = await self._patiently(lambda: self._in_journal_thread(lambda: self._fence(known)))
+        fence = FenceSender(self.name, history.epoch)
+        held = await self._patiently(lambda: self._ask_all([fence] * len(shards)))
         sequence = max(unresolved.journal_sequence for unresolved in held)
         now = self.clock.now()
         verdicts = [resolve(history, unresolved.rows, sequence, now) for unresolved in held]
-        await self._ask_all(
-            [
-                ResolveOrphans(self.name, history.epoch, each) if each.num_rows else None
-                for each in verdicts
-            ]
-        )
+        commands = [
+            ResolveOrphans(self.name, history.epoch, each) if each.num_rows else None
+            for each in verdicts
+        ]
+        await self._patiently(lambda: self._ask_all(commands))
         if history.damage:
             logger.error("%s: its former journal proves nothing: %s", self.name, history.damage)
         sending = Sending(
@@ -302,6 +299,22 @@ class Sender:
         )
         sending.resolved()
         self._sending = sending
+
+    def _fence(self, known: Sequence[Known]) -> History:
+        try:
+            return self._journal.take_over(known)
+        except OutcomeUnknown as error:
+            # Unlike a shard's, our own unknown append cannot be asked again by this process.
+            raise _Undecided(error.message) from error
+
+    async def _patiently(self, step: Callable[[], Awaitable[T]]) -> T:
+        """The step's result, tried again for as long as a retry may help."""
+        while True:
+            try:
+                return await step()
+            except RetryableError as error:
+                logger.warning("%s waits: %s", self.name, error)
+                await asyncio.sleep(self.settings.start_retry_s)
 
     async def _ask_all(self, commands: Sequence[Any]) -> list[Any]:
         """Each shard its own command (None: nothing); the answers. Raises the first error."""

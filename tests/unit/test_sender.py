@@ -13,7 +13,7 @@ from manta.delivery.campaign import CampaignState
 from manta.delivery.planning import SetCampaign
 from manta.delivery.replies import Reply, Verdict, classify
 from manta.delivery.transaction import Envelope
-from manta.errors import NotReady, StoreUnavailable
+from manta.errors import NotReady, OutcomeUnknown, StoreUnavailable
 from tests.unit.sender_house import NOT_SENT, QUICK, UNCERTAIN, House, people
 
 
@@ -244,3 +244,28 @@ async def test_calls_before_the_start_are_not_ready():
         await sender.revoke(7)
     assert (await sender.status())["ready"] is False
     await sender.stop()
+
+
+async def test_the_start_waits_for_shards_and_ends_where_its_own_fence_is_undecided():
+    house = House(people(4), shards=2)
+    house.shards.away.add(1)
+    sender = house.sender()
+    start = asyncio.ensure_future(sender.start())
+    await asyncio.sleep(0.1)
+    assert not start.done() and not house.objects.list("default/journal/sender=00/")
+    house.shards.away.clear()
+    house.shards.lose.update({"FenceSender": 1, "SenderKnown": 1})
+    await start
+    assert (await sender.status())["epoch"] == 1
+    await sender.stop()
+
+    def lose(path: str, data: bytes) -> None:
+        raise OutcomeUnknown("time-out")
+
+    house.objects.put_if_absent = lose
+    undecided = house.sender()
+    await undecided.start()
+    assert len(house.ended) == 1
+    with pytest.raises(NotReady):
+        await undecided.revoke(7)
+    await undecided.stop()
