@@ -11,9 +11,11 @@ parts. ``None`` means that time alone never changes the answer.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from manta.rules.meaning import (
@@ -77,6 +79,21 @@ class Person:
     consents: Mapping[tuple[str, str], str] = field(default_factory=dict)
     memberships: frozenset[int] = frozenset()
     suppressions: Sequence[Suppression] = ()  # of the e-mail address
+
+    @cached_property
+    def sent(self) -> list[EventRow]:
+        """Messages sent, in the order in which "the last N" counts back."""
+        return sorted(self.events.get("sent", ()), key=_sent_order)
+
+    @cached_property
+    def first_acts(self) -> dict[tuple[str, int | None], datetime]:
+        """When a message was first opened or clicked."""
+        first: dict[tuple[str, int | None], datetime] = {}
+        for type_ in ("clicked", "opened"):
+            for row in self.events.get(type_, ()):
+                if row.message_key is not None:
+                    first.setdefault((type_, row.message_key), row.occurred_at)
+        return first
 
 
 Holds = Callable[[Person, datetime], bool]
@@ -308,21 +325,40 @@ def _event_time(rule: EventTime, zone: str) -> Leaf:
 
 
 def _happening_flips(happening: Happening, zone: str) -> Flips:
-    """Each row moves an answer when it begins to count, and when it enters or leaves the frame.
+    """A row moves an answer when it begins to count, and when it enters or leaves the frame.
 
-    Filters are left out where time moves them too: a row that fails now may pass later.
+    Rows are in order of time, so the first of each kind gives the least instant.
     """
     frame = happening.within
     width = frame.value.delta if frame is not None and isinstance(frame.value, Span) else None
     moving = [one for one in happening.where if moves(one.test)]
+    if moving:
+        return _moving_flips(happening, moving, width, zone)
+    test = _row_test(happening.where, zone)
+
+    def flips(person: Person, now: datetime) -> Iterator[datetime]:
+        rows = person.events.get(happening.type, ())
+        if not rows:
+            return
+        yield from _next_after(rows, now)
+        if width is not None:
+            for place in range(_first_after(rows, now, width), len(rows)):
+                if test is None or test(rows[place], now):
+                    yield plus(rows[place][0], width)
+                    return
+
+    return flips
+
+
+def _moving_flips(
+    happening: Happening, moving: list[Filter], width: timedelta | None, zone: str
+) -> Flips:
+    """Where time moves filters too: every row counts, one that fails now may pass later."""
     readers = [(one.test, property_reader(one.property, AttributeType.DATE)) for one in moving]
-    test = None if moving else _row_test(happening.where, zone)
     own = zone_of(None, zone)
 
     def flips(person: Person, now: datetime) -> Iterator[datetime]:
         for row in person.events.get(happening.type, ()):
-            if test is not None and not test(row, now):
-                continue
             yield row[0]
             if width is not None:
                 yield plus(row[0], width)
@@ -334,30 +370,54 @@ def _happening_flips(happening: Happening, zone: str) -> Flips:
     return flips
 
 
+def _occurred_at(row: EventRow) -> datetime:
+    return row[0]
+
+
+def _first_after(rows: Sequence[EventRow], now: datetime, width: timedelta) -> int:
+    """The place of the first row that is still to leave (or enter) a frame of this width."""
+    return bisect_right(rows, plus(now, -width), key=_occurred_at)
+
+
+def _next_after(rows: Sequence[EventRow], now: datetime) -> Iterator[datetime]:
+    """When the next of the rows begins to count, if one lies after now."""
+    if rows and rows[-1][0] > now:
+        yield rows[bisect_right(rows, now, key=_occurred_at)][0]
+
+
 def _last_messages(rule: LastMessages, zone: str) -> Leaf:
     kinds = ("marketing", "transactional") if rule.kind == "any" else (rule.kind,)
     acts = {"opened": ("opened",), "clicked": ("clicked",), "ignored": ("opened", "clicked")}
     types = acts[rule.were]
     ignored, number = rule.were == "ignored", rule.number
 
+    def last(person: Person, now: datetime) -> list[EventRow]:
+        settled, found = now - SETTLING, []
+        for row in reversed(person.sent):
+            if row[0] <= settled and row[3] in kinds:
+                found.append(row)
+                if len(found) == number:
+                    break
+        return found
+
     def holds(person: Person, now: datetime) -> bool:
-        settled = now - SETTLING
-        sent = [
-            row for row in person.events.get("sent", ()) if row[0] <= settled and row[3] in kinds
-        ]
-        sent.sort(key=_sent_order, reverse=True)
-        del sent[number:]
-        acted = {row[2] for type_ in types for row in person.events.get(type_, ()) if row[0] <= now}
-        acted.discard(None)
-        count = sum(row[2] in acted for row in sent)
+        sent, first_acts = last(person, now), person.first_acts
+        count = 0
+        for row in sent:
+            for type_ in types:
+                first = first_acts.get((type_, row[2]))
+                if first is not None and first <= now:
+                    count += 1
+                    break
         return rule.holds(len(sent), len(sent) - count if ignored else count)
 
     def flips(person: Person, now: datetime) -> Iterator[datetime]:
-        for row in person.events.get("sent", ()):
-            yield plus(row[0], SETTLING)
+        """When the next message settles, and acts that are still to come."""
+        unsettled = bisect_right(person.sent, now - SETTLING, key=_occurred_at)
+        if unsettled < len(person.sent):
+            yield plus(person.sent[unsettled][0], SETTLING)
         for type_ in types:
-            for row in person.events.get(type_, ()):
-                yield row[0]
+            yield from _next_after(person.events.get(type_, ()), now)
 
     return holds, flips
 

@@ -15,16 +15,17 @@ from manta.command import Database
 from manta.rules.closure import EventRow, Person, Suppression
 from manta.rules.nodes import BUILT_IN
 from manta.rules.scope import Touches
+from manta.rules.sql import INDEXED_MAX, near
 from manta.schema import ATTRIBUTE_NAME, ATTRIBUTE_PREFIX
 
 PEOPLE_MAX = 10_000
 
 _THESE = "(SELECT unnest(?::BIGINT[]))"
-_EVENTS = f"""
+_EVENTS = """
+WITH near AS MATERIALIZED ({near})
 SELECT subscriber_id, type, occurred_at, campaign_id, message_key, item, amount, properties
-FROM events
-WHERE subscriber_id IN {_THESE} AND list_contains(?::VARCHAR[], type)
-  AND occurred_at >= ?::TIMESTAMP
+FROM near
+WHERE type IN (SELECT unnest(?::VARCHAR[])) AND occurred_at >= ?::TIMESTAMP
 ORDER BY subscriber_id, type, occurred_at, message_key NULLS FIRST
 """
 
@@ -85,9 +86,12 @@ def _events(
     if not wanted.event_types:
         return {}
     found: dict[int, dict[str, list[EventRow]]] = {}
-    earliest = since or datetime.min
-    for id, type_, *row in database.rows(_EVENTS, [ids, sorted(wanted.event_types), earliest]):
-        found.setdefault(id, {}).setdefault(type_, []).append(EventRow(*row))
+    chosen = [sorted(wanted.event_types), since or datetime.min]
+    for start in range(0, len(ids), INDEXED_MAX):
+        close = near(ids[start : start + INDEXED_MAX])
+        sql = _EVENTS.format(near=close.text)
+        for id, type_, *row in database.rows(sql, [*close.params, *chosen]):
+            found.setdefault(id, {}).setdefault(type_, []).append(EventRow._make(row))
     return found
 
 

@@ -81,6 +81,7 @@ def zone_of(name: str | None, default: str) -> ZoneInfo:
 _UTC = ZoneInfo("UTC")
 
 
+@lru_cache(maxsize=1024)  # mostly asked about one now, for many people
 def local_day(instant: datetime, zone: ZoneInfo) -> date:
     try:
         return instant.replace(tzinfo=_UTC).astimezone(zone).date()

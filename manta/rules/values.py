@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -163,20 +164,24 @@ def moves(test: Test) -> bool:
 
 
 def date_flips(test: Test, value: datetime, zone: ZoneInfo, now: datetime) -> Iterator[datetime]:
-    """Instants, some of them past, at which a moving date test of this value may change."""
-    if test.operator in _ANNIVERSARIES:
-        for day in _anniversary_turns(test, day_of(value, zone), local_day(now, zone).year):
-            yield from day_starts(day, zone, now)
-    elif by_days(test):
-        for day in _day_turns(test, day_of(value, zone)):
-            yield from day_starts(day, zone, now)
-    else:
-        if test.operator is Operator.IN_THE_NEXT:
-            yield plus(value, -test.value.delta)
-            yield value
-        else:
-            yield value
-            yield plus(value, test.value.delta)
+    """Instants, some of them past, at which a moving date test of this value may change.
+
+    Of calendar days only the next is named: the days after it begin later.
+    """
+    if not by_days(test):
+        yield value
+        delta = test.value.delta
+        yield plus(value, -delta if test.operator is Operator.IN_THE_NEXT else delta)
+        return
+    day, today = day_of(value, zone), local_day(now, zone)
+    anniversary = test.operator in _ANNIVERSARIES
+    turns = _anniversary_turns(test, day, today.year) if anniversary else _day_turns(test, day)
+    for turn in sorted(turns):
+        if turn >= today:  # today's own start lies ahead only where a clock change repeats it
+            ahead = [moment for moment in day_starts(turn, zone, now) if moment > now]
+            if ahead:
+                yield from ahead
+                return
 
 
 def _day_turns(test: Test, day: date) -> Iterator[date]:
@@ -202,16 +207,22 @@ def day_starts(day: date, zone: ZoneInfo, now: datetime) -> Iterator[datetime]:
     Mostly one. Where a clock change falls on that midnight there are two readings of it, and the
     change itself lies between them.
     """
-    start = datetime(day.year, day.month, day.day, tzinfo=zone)
     try:
-        early, late = sorted((_as_utc(start), _as_utc(start.replace(fold=1))))
-    except OverflowError:
+        early, late = _readings_of_midnight(day, zone)
+    except OverflowError:  # beyond the calendar
         return
     yield early
     if early != late:
         yield late
         if early <= now < late:
             yield _offset_change(zone, now, late)
+
+
+@lru_cache(maxsize=4096)
+def _readings_of_midnight(day: date, zone: ZoneInfo) -> tuple[datetime, datetime]:
+    start = datetime(day.year, day.month, day.day, tzinfo=zone)
+    one, other = _as_utc(start), _as_utc(start.replace(fold=1))
+    return min(one, other), max(one, other)
 
 
 def _as_utc(local: datetime) -> datetime:
