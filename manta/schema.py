@@ -181,6 +181,52 @@ CAMPAIGNS = Table(
     ),
     key=("campaign_id",),
 )
+# What is kept of events and ledger rows that have left memory (`manta.store.retention`); the rows
+# themselves stay in the lake.
+RETENTION = Table(
+    "retention",
+    (
+        ("name", "VARCHAR"),  # events | ledger
+        ("kept_since", "TIMESTAMP"),  # what is older is in the lake and not in memory
+    ),
+    key=("name",),
+)
+EVENT_MONTHS = Table(
+    "event_months",
+    (
+        ("subscriber_id", "BIGINT"),
+        ("month", "TIMESTAMP"),  # its first instant, UTC
+        ("type", "VARCHAR"),
+        ("first_at", "TIMESTAMP"),
+        ("last_at", "TIMESTAMP"),
+        ("events", "BIGINT"),
+        ("amount", "DOUBLE"),  # the sum
+    ),
+    key=("subscriber_id", "month", "type"),
+)
+PURCHASED_ITEMS = Table(
+    "purchased_items",
+    (
+        ("subscriber_id", "BIGINT"),
+        ("item", "VARCHAR"),
+        ("first_at", "TIMESTAMP"),
+        ("last_at", "TIMESTAMP"),
+        ("events", "BIGINT"),
+        ("amount", "DOUBLE"),
+    ),
+    key=("subscriber_id", "item"),
+)
+LEDGER_DAYS = Table(
+    "ledger_days",
+    (
+        ("subscriber_id", "BIGINT"),
+        ("day", "TIMESTAMP"),  # of `changed_at`, its first instant, UTC
+        ("kind", "VARCHAR"),
+        ("channel", "VARCHAR"),
+        ("accepted", "BIGINT"),  # messages
+    ),
+    key=("subscriber_id", "day", "kind", "channel"),
+)
 
 TABLES = {
     table.name: table
@@ -195,6 +241,10 @@ TABLES = {
         SENDERS,
         MEMBERSHIPS,
         CAMPAIGNS,
+        RETENTION,
+        EVENT_MONTHS,
+        PURCHASED_ITEMS,
+        LEDGER_DAYS,
     )
 }
 

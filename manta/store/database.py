@@ -18,6 +18,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
@@ -152,6 +153,7 @@ class ShardDatabase(Reader):
         self._statements: dict[tuple[Any, ...], str] = {}
         self._cursors = threading.Lock()
         self._locked = False
+        self.events_since: datetime | None = None  # older events do not enter memory
         for table in TABLES.values():
             self._connection.execute(_create(table))
             self._create_indexes(table)
@@ -259,6 +261,12 @@ class ShardDatabase(Reader):
     def _create_indexes(self, table: Table) -> None:
         for name, columns in _INDEXES.get(table.name, {}).items():
             self._connection.execute(f"CREATE INDEX {name} ON {table.name} ({columns})")
+
+    def drop(self, table: str, where: str, params: Sequence[Any]) -> None:
+        """Take rows out of memory, in a transaction of its own; not a change of the state."""
+        self._connection.begin()
+        self._connection.execute(f"DELETE FROM {table} WHERE {where}", list(params))
+        self._connection.commit()
 
     def columns(self, table: str) -> dict[str, str]:
         """Column name → DuckDB type, attributes included."""
@@ -380,7 +388,7 @@ class ShardDatabase(Reader):
         if change.op is Op.INSERT:
             rows = change.rows
             if change.table == "events":
-                rows = hot_events(rows)
+                rows = hot_events(rows, self.events_since)
             if rows.num_rows:
                 self._insert(Change(change.table, Op.INSERT, rows))
             return
@@ -402,11 +410,14 @@ def arrow_schema(table: Table) -> pa.Schema:
     return pa.schema([(name, ARROW_TYPES[sql_type]) for name, sql_type in table.columns])
 
 
-def hot_events(rows: pa.Table) -> pa.Table:
+def hot_events(rows: pa.Table, since: datetime | None = None) -> pa.Table:
     """Events without the history of attributes, consents and memberships (see the schema)."""
     kinds = pa.array(HISTORY_EVENTS, pa.string())
-    is_history = pc.is_in(rows.column("type"), value_set=kinds)
-    return rows.filter(pc.invert(is_history)) if pc.any(is_history).as_py() else rows
+    is_cold = pc.is_in(rows.column("type"), value_set=kinds)
+    if since is not None:
+        is_late = pc.less(rows.column("occurred_at"), pa.scalar(since, pa.timestamp("us")))
+        is_cold = pc.or_(is_cold, pc.fill_null(is_late, False))
+    return rows.filter(pc.invert(is_cold)) if pc.any(is_cold).as_py() else rows
 
 
 def _create(table: Table) -> str:

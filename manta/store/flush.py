@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import date, datetime, time
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -47,6 +48,7 @@ class Tail:
     dirty: dict[str, list[pa.Table]] = field(default_factory=dict)
     events: list[pa.Table] = field(default_factory=list)
     keys: dict[date, list[int]] = field(default_factory=dict)
+    captured: dict[str, pa.Table] = field(default_factory=dict)
     size_bytes: int = 0  # as rows in memory, which bounds what a replay costs
     since_s: float | None = None  # monotonic instant of the first of them
 
@@ -63,6 +65,30 @@ class Tail:
         if self.since_s is None:
             self.since_s = at_s
 
+    def capture(
+        self, database: ShardDatabase, table: str, where: str, params: list[Any], sequence: int
+    ) -> None:
+        """Set rows aside that are to leave memory before they have been flushed."""
+        if table not in self.dirty:
+            return
+        using = ", ".join(TABLES[table].key)
+        changed = pa.concat_tables(self.dirty[table])
+        leaving = database.table(
+            f"SELECT t.*, {int(sequence)}::BIGINT AS {SEQUENCE}, FALSE AS {DELETED} "
+            f"FROM {table} t SEMI JOIN _changed USING ({using}) WHERE {where}",
+            params,
+            _changed=changed,
+        )
+        if leaving.num_rows:
+            staying = database.table(
+                f"SELECT {using} FROM _changed ANTI JOIN _leaving USING ({using})",
+                _changed=changed,
+                _leaving=leaving,
+            )
+            self.dirty[table] = [staying]
+            held = self.captured.get(table)
+            self.captured[table] = pa.concat_tables([held, leaving]) if held else leaving
+
     def freeze(self, database: ShardDatabase, epoch: int, sequence: int) -> Snapshot:
         """Hand over all that was noted, pinned to now, and start afresh."""
         pin = database.reader()
@@ -74,9 +100,10 @@ class Tail:
             dict(self.dirty),
             list(self.events),
             {day: np.array(keys, np.int64) for day, keys in self.keys.items()},
+            self.captured,
             self.size_bytes,
         )
-        self.dirty, self.events, self.keys = {}, [], {}
+        self.dirty, self.events, self.keys, self.captured = {}, [], {}, {}
         self.size_bytes, self.since_s = 0, None
         return snapshot
 
@@ -92,11 +119,13 @@ class Snapshot:
         dirty: dict[str, list[pa.Table]],
         events: list[pa.Table],
         keys: dict[date, Hashes],
+        captured: dict[str, pa.Table],
         tail_bytes: int,
     ) -> None:
         self.epoch, self.sequence, self.tail_bytes = epoch, sequence, tail_bytes
         self._pin: Reader | None = pin
         self._dirty, self._events, self._keys = dirty, events, keys
+        self._captured = captured
         self._tables: list[tuple[str, str, pa.Table]] = []  # table, kind, rows
 
     def write(self, objects: ObjectStore, lake_prefix: str) -> dict[str, list[FileEntry]]:
@@ -118,7 +147,7 @@ class Snapshot:
         if self._pin is None:
             return
         tables = [
-            (table, DELTA, _present_rows(self._pin, table, pa.concat_tables(keys), self.sequence))
+            (table, DELTA, self._state_rows(self._pin, table, pa.concat_tables(keys)))
             for table, keys in self._dirty.items()
         ]
         if self._events:
@@ -129,6 +158,20 @@ class Snapshot:
         self._tables = tables
         self._pin.close()
         self._pin, self._dirty, self._events, self._keys = None, {}, [], {}
+        self._captured = {}
+
+    def _state_rows(self, pin: Reader, table: str, keys: pa.Table) -> pa.Table:
+        """The delta of a table: what stands now under the changed keys, and what was set aside."""
+        present = _present_rows(pin, table, keys, self.sequence)
+        captured = self._captured.get(table)
+        if captured is None:
+            return present
+        using = ", ".join(TABLES[table].key)
+        return pin.table(
+            f"FROM _present UNION ALL BY NAME (FROM _captured ANTI JOIN _present USING ({using}))",
+            _present=present,
+            _captured=captured,
+        )
 
 
 def _present_rows(pin: Reader, table: str, keys: pa.Table, sequence: int) -> pa.Table:

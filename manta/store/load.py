@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 import duckdb
@@ -18,37 +18,46 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manta.errors import Damaged, IncompatibleFormat
-from manta.schema import EVENTS, TABLES
+from manta.schema import EVENTS, RETENTION, TABLES
 from manta.store.database import ShardDatabase
 from manta.store.flush import DELETED, FORMAT_VERSION, HOT, KEYS
 from manta.store.keys import KeyMemory
 from manta.store.manifest import FileEntry, Manifest
 from manta.store.objects import ObjectStore
+from manta.store.retention import Bounds, bounds, is_old
 
 _FETCHES_MAX = 8
 
 
 def load_files(
-    objects: ObjectStore,
-    manifest: Manifest,
-    database: ShardDatabase,
-    keys: KeyMemory,
-    hot_since: datetime,
+    objects: ObjectStore, manifest: Manifest, database: ShardDatabase, keys: KeyMemory
 ) -> None:
-    """State as of ``manifest.journal_sequence``; of the events those since ``hot_since``."""
-    for table, files in manifest.files.items():
+    """State as of ``manifest.journal_sequence``, of events and ledger what memory keeps."""
+    since: Bounds = {}
+    # The bounds of memory come first: they say what of the others is to be read.
+    for table in sorted(manifest.files, key=lambda name: name != RETENTION.name):
+        files = list(manifest.files[table])
+        where, params = f"NOT {DELETED}", []
         if table == EVENTS.name:
-            kept = [f for f in files if f.kind == HOT and (f.max_time or hot_since) >= hot_since]
-            where, params = "occurred_at >= ?", [hot_since]
-        else:
-            kept, where, params = list(files), f"NOT {DELETED}", []
-        if not kept:
-            continue
-        with local_files(objects, kept) as paths:
-            if table == KEYS:
-                _load_keys(paths, keys)
-            elif table in TABLES:
-                _load_table(database, table, paths, where, params)
+            where = "TRUE"
+            files = [file for file in files if file.kind == HOT and not _is_past(file, since)]
+        if table in since:
+            where = f"{where} AND NOT coalesce({is_old(table)}, FALSE)"
+            params = [since[table]]
+        if files:
+            with local_files(objects, files) as paths:
+                if table == KEYS:
+                    _load_keys(paths, keys)
+                elif table in TABLES:
+                    _load_table(database, table, paths, where, params)
+        if table == RETENTION.name:
+            since = bounds(database)
+    database.events_since = since.get(EVENTS.name)
+
+
+def _is_past(file: FileEntry, since: Bounds) -> bool:
+    bound = since.get(EVENTS.name)
+    return bound is not None and file.max_time is not None and file.max_time < bound
 
 
 @contextmanager
@@ -108,8 +117,3 @@ def _load_keys(paths: Sequence[str], keys: KeyMemory) -> None:
         for day in rows.column("day").unique():
             of_day = rows.filter(pa.compute.equal(rows.column("day"), day))
             keys.add_array(of_day.column("hash").to_numpy(), day.as_py())
-
-
-def hot_since(now: datetime, days: int) -> datetime:
-    """Events before this instant live in the lake only."""
-    return now - timedelta(days=days)

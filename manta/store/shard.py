@@ -34,15 +34,17 @@ from manta.errors import (
     StoreUnavailable,
 )
 from manta.ids import hash64
+from manta.schema import RETENTION, TABLES
 from manta.store.database import DatabaseSettings, Reader, ShardDatabase
 from manta.store.entries import Group, decode_group, encode_group, gather
 from manta.store.flush import Snapshot, Tail
 from manta.store.journal import Entry, Journal
 from manta.store.keys import KeyMemory
-from manta.store.load import hot_since, load_files
+from manta.store.load import load_files
 from manta.store.maintenance import Maintenance
 from manta.store.manifest import Manifest, Manifests, recover
 from manta.store.objects import ObjectStore
+from manta.store.retention import RetentionHook, bounds, count_late_events, is_old
 from manta.store.settings import ShardSettings
 
 logger = logging.getLogger(__name__)
@@ -74,6 +76,19 @@ class HookResult:
     next_wake: datetime | None = None
 
 
+class HookAnswer(Protocol):
+    """What ``HookResult`` has; rooms that may not know this module have their own."""
+
+    @property
+    def pushes(self) -> tuple[Push, ...]: ...
+
+    @property
+    def commands(self) -> tuple[Command, ...]: ...
+
+    @property
+    def next_wake(self) -> datetime | None: ...
+
+
 class Hook(Protocol):
     """Looks at the committed state in the writer's thread and reacts.
 
@@ -87,7 +102,7 @@ class Hook(Protocol):
     @property
     def min_gap_s(self) -> float: ...
 
-    def after_commit(self, database: Database, context: Context) -> HookResult: ...
+    def after_commit(self, database: Database, context: Context) -> HookAnswer: ...
 
 
 @dataclass
@@ -165,7 +180,8 @@ class ShardStore:
         )
         self._frozen: Snapshot | None = None
         self._clock, self._random = clock, random
-        self._hooks = [_HookState(hook) for hook in hooks]
+        every: tuple[Hook, ...] = (RetentionHook(self.settings), *hooks)
+        self._hooks = [_HookState(hook) for hook in every]
         self._latest = datetime.min
         self._stopped = ""
 
@@ -191,8 +207,7 @@ class ShardStore:
         self.database = self._empty_database()
         self.tail, self.keys = Tail(), KeyMemory()
         if manifest is not None:
-            since = hot_since(self._now(), self.settings.hot_event_days)
-            load_files(self.objects, manifest, self.database, self.keys, since)
+            load_files(self.objects, manifest, self.database, self.keys)
 
     def _replay(self, entry: Entry) -> None:
         name = self.journal.path(entry.sequence)
@@ -206,6 +221,7 @@ class ShardStore:
             raise Damaged(
                 f"journal entry {name} cannot be applied: {error}", object=name
             ) from error
+        self.sequence = entry.sequence
         self._committed(Group(group.at, group.keys, tuple(changes)))
         self.figures.replayed_entries += 1
 
@@ -287,6 +303,10 @@ class ShardStore:
                 return
             decision: Decision = command.decide(self.database, context)
             prepared = self.database.prepare(decision.changes)
+            since = self.database.events_since
+            if since is not None:
+                late = count_late_events(self.database, prepared, since)
+                prepared += self.database.prepare(late)
         except Exception as error:  # whatever a command raises is its own
             failed[index] = Outcome(self._as_error(command, error))
             if not self.database.usable():
@@ -346,9 +366,21 @@ class ShardStore:
         self.keys.add(group.keys, group.at)
         self.tail.add(group, self._clock.monotonic())
         touched = {change.table for change in group.changes}
+        if RETENTION.name in touched:
+            self._forget()
         for state in self._hooks:
             if touched & state.hook.tables:
                 state.wake = min(state.wake or datetime.max, self._earliest(state))
+
+    def _forget(self) -> None:
+        """Take out of memory what lies before the bounds that were just committed."""
+        for table, since in bounds(self.database).items():
+            where = is_old(table)
+            if TABLES[table].key:
+                self.tail.capture(self.database, table, where, [since], self.sequence)
+            else:
+                self.database.events_since = since
+            self.database.drop(table, where, [since])
 
     # -- hooks -----------------------------------------------------------------------------------
 
@@ -367,7 +399,7 @@ class ShardStore:
             commands.extend(result.commands)
         return HookResult(tuple(pushes), tuple(commands), self.next_wake())
 
-    def _run_hook(self, state: _HookState, now: datetime) -> HookResult:
+    def _run_hook(self, state: _HookState, now: datetime) -> HookAnswer:
         """A hook that fails is called again later: it must not take the shard down with it."""
         try:
             return state.hook.after_commit(self.database, self.context(now))

@@ -22,6 +22,7 @@ from manta.errors import (
     MantaError,
     StoreUnavailable,
 )
+from manta.store import lake
 from manta.store.compaction import plan
 from manta.store.entries import Group, decode_group, encode_group
 from manta.store.keys import KeyMemory
@@ -427,12 +428,83 @@ def test_repeated_events_fall_to_compaction(objects: FileObjects) -> None:
     assert [file.rows for file in store.maintenance.manifest.files["events"]] == [3]
 
 
-def test_old_events_are_in_the_lake_and_not_in_memory(objects: FileObjects) -> None:
+# -- what leaves memory --------------------------------------------------------------------------
+
+
+def run_hooks(store: ShardStore) -> None:
+    for outcome in store.execute(store.run_hooks().commands):
+        assert not outcome.failed, outcome.answer
+
+
+def message(subscriber_id: int, state: str, age_days: int, **more: Any) -> Any:
+    at = START - timedelta(days=age_days)
+    row = {"subscriber_id": subscriber_id, "message_key": 1, "state": state, "changed_at": at}
+    return upsert("ledger", row | {"kind": "marketing", "channel": "email"} | more)
+
+
+def ago(days: int) -> datetime:
+    return START - timedelta(days=days)
+
+
+@pytest.mark.parametrize("flushed", [True, False])
+def test_old_rows_leave_memory_and_are_kept_as_sums(objects: FileObjects, flushed: bool) -> None:
     store = recovered(objects)
-    for age_days in (500, 100):
-        store.execute([write(event(1, "opened", START - timedelta(days=age_days)))])
+    bought = {"item": "sku-1", "amount": 5.0}
+    store.execute(
+        [
+            write(event(1, "purchased", ago(500), **bought), event(1, "purchased", ago(480))),
+            write(event(1, "purchased", ago(502), **bought), event(2, "opened", ago(10))),
+            write(event(1, "profile_changed", ago(600))),
+            write(message(1, "accepted", 100), message(2, "accepted", 5)),
+            write(message(3, "planned", 300), message(4, "failed", 91)),
+        ]
+    )
+    if flushed:
         flush(store)
-    assert len(recovered(objects, 2).database.rows("SELECT * FROM events")) == 1
+    run_hooks(store)
+    run_hooks(store)  # once a day
+
+    def check(store: ShardStore) -> None:
+        assert store.database.rows("SELECT subscriber_id FROM events") == [(2,)]
+        held = store.database.rows("SELECT subscriber_id FROM ledger ORDER BY 1")
+        assert held == [(2,), (3,)]
+        sql = "SELECT sum(events), sum(amount), min(first_at), max(last_at) FROM event_months"
+        assert store.database.rows(sql) == [(3, 10.0, ago(502), ago(480))]
+        sql = "SELECT item, events, amount, first_at FROM purchased_items"
+        assert store.database.rows(sql) == [("sku-1", 2, 10.0, ago(502))]
+        sql = "SELECT subscriber_id, kind, accepted FROM ledger_days"
+        assert store.database.rows(sql) == [(1, "marketing", 1)]
+
+    check(store)
+    check(recovered(objects, 2))  # from the journal
+    again = recovered(objects, 3)
+    flush(again)
+    check(recovered(objects, 4))  # from the files
+    with lake.open(objects.root) as connection:
+        assert connection.sql("SELECT count(*) FROM events").fetchall() == [(5,)]
+        whole = connection.sql("SELECT subscriber_id, kind FROM ledger ORDER BY 1").fetchall()
+        assert whole == [(i, "marketing") for i in (1, 2, 3, 4)]
+
+
+def test_events_that_come_too_late_for_memory_are_counted_at_once(objects: FileObjects) -> None:
+    store = recovered(objects)
+    store.execute([write(event(1, "opened", ago(500)))])
+    run_hooks(store)
+    assert store.database.events_since is not None
+    store.execute([write(event(1, "opened", ago(500), amount=2.0)), write(event(1, "x", ago(450)))])
+    store.execute([write(event(1, "opened", ago(3)))])
+    sql = "SELECT type, events, amount FROM event_months ORDER BY 1"
+    for one in (store, recovered(objects, 2)):
+        assert one.database.rows(sql) == [("opened", 2, 2.0), ("x", 1, None)]
+        assert len(one.database.rows("SELECT * FROM events")) == 1
+        assert content(one) == content(store)
+
+
+def test_an_idle_shard_moves_no_bounds(store: ShardStore) -> None:
+    store.execute([write(event(1, "opened", ago(5)), message(1, "planned", 300))])
+    before = store.sequence
+    run_hooks(store)
+    assert store.sequence == before
 
 
 def file(number: int, size_bytes: int, month: str = "", kind: str = "delta") -> FileEntry:
@@ -516,13 +588,11 @@ def test_hooks_see_commits_and_ask_to_be_woken(objects: FileObjects) -> None:
     store = recovered(objects, clock=clock, hooks=(hook,))
     assert store.hooks_due()  # once after recovery
     assert store.run_hooks().pushes == (Push("director", "count", (0,)),)
-    assert store.next_wake() is None
     store.execute([write(event(1, "opened"))])
     assert not store.hooks_due()
     store.execute([write(person(1))])
     assert store.hooks_due()
-    result = store.run_hooks()
-    store.execute(result.commands)
+    store.execute(store.run_hooks().commands)
     store.run_hooks()
     assert store.next_wake() == START + timedelta(minutes=1)
     assert not store.hooks_due()
@@ -548,7 +618,7 @@ def test_a_hook_that_fails_is_called_again_later(objects: FileObjects) -> None:
     clock, hook = ManualClock(START), Watch()
     hook.seen = None  # type: ignore[assignment]
     store = recovered(objects, clock=clock, hooks=(hook,))
-    assert store.run_hooks() == HookResult(next_wake=START + timedelta(seconds=30))
+    assert store.run_hooks().next_wake == START + timedelta(seconds=30)
     hook.seen = []
     clock.advance(30)
     assert store.run_hooks().pushes == (Push("director", "count", (0,)),)

@@ -1,0 +1,174 @@
+"""What leaves memory with age, and what is kept of it.
+
+Final ledger rows leave after 90 days and events after 400 (settings); of them stay counts of
+accepted messages per person and day, and first, last, number and sum of events per person, type
+and month, and of purchases per product. The rows themselves stay in the lake.
+
+**Invariant:** each event is either in memory or counted in the kept aggregates, never both. So the
+bound of memory is itself a row (table ``retention``), journaled in one group with the aggregates
+of what it passes; whoever applies that group, live or in replay, then drops what is older from
+memory. An event that comes in older than the bound is counted at once and never enters memory.
+Recovery loads what is not older than the bound of its manifest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, time, timedelta
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from manta.command import Change, Command, Context, Database, Decision, Op, Push
+from manta.delivery.ledger import FINAL, State
+from manta.schema import EVENTS, HISTORY_EVENTS, LEDGER
+from manta.store.settings import ShardSettings
+
+Bounds = dict[str, datetime]
+
+
+class RetentionResult(NamedTuple):
+    """See ``manta.store.shard.HookResult``."""
+
+    pushes: tuple[Push, ...]
+    commands: tuple[Command, ...]
+    next_wake: datetime | None
+
+
+_TOTALS = (
+    "min({t}first_at) AS first_at, max({t}last_at) AS last_at, "
+    "sum({t}events)::BIGINT AS events, sum({t}amount) AS amount"
+)
+_OLD = (
+    "SELECT subscriber_id, date_trunc('month', occurred_at)::TIMESTAMP AS month, type, item, "
+    "occurred_at AS first_at, occurred_at AS last_at, 1 AS events, amount FROM {source}"
+)
+
+
+def bounds(database: Database) -> Bounds:
+    """Table → the instant before which its rows are not in memory."""
+    found: Bounds = {}
+    for name, since in database.rows("SELECT name, kept_since FROM retention"):
+        found[name] = since
+    return found
+
+
+def is_old(table: str) -> str:
+    """The condition, with the bound as its one parameter, under which a row leaves memory."""
+    if table == EVENTS.name:
+        return "occurred_at < ?"
+    finals = ", ".join(f"'{state.value}'" for state in FINAL)
+    return f"changed_at < ? AND state IN ({finals})"
+
+
+@dataclass(frozen=True)
+class Retain:
+    """Move the bounds on to the present day and keep aggregates of what they pass."""
+
+    settings: ShardSettings
+    key: str | None = None
+
+    def decide(self, database: Database, context: Context) -> Decision:
+        today = datetime.combine(context.now.date(), time.min)
+        wanted = {
+            EVENTS.name: today - timedelta(days=self.settings.hot_event_days),
+            LEDGER.name: today - timedelta(days=self.settings.final_ledger_days),
+        }
+        before = bounds(database)
+        moved = {
+            name: at
+            for name, at in wanted.items()
+            if database.rows(f"SELECT 1 FROM {name} WHERE {is_old(name)} LIMIT 1", [at])
+        }
+        if not moved:  # an idle shard writes nothing, not even once a day
+            return Decision(before)
+        changes: list[Change] = []
+        if EVENTS.name in moved:
+            old = f"(SELECT * FROM events WHERE {is_old(EVENTS.name)})"
+            changes += _event_totals(database, old, [moved[EVENTS.name]], None)
+        if LEDGER.name in moved:
+            changes.append(_ledger_days(database, moved[LEDGER.name]))
+        rows = {"name": list(moved), "kept_since": list(moved.values())}
+        changes.append(Change("retention", Op.UPSERT, pa.table(rows)))
+        return Decision(before | moved, tuple(changes))
+
+
+def count_late_events(
+    database: Database, changes: Sequence[Change], kept_since: datetime
+) -> list[Change]:
+    """The aggregates with the events among these changes that are too old for memory."""
+    late = [
+        Change(c.table, c.op, old)
+        for c in changes
+        if c.table == EVENTS.name and (old := _older(c.rows, kept_since)).num_rows
+    ]
+    if not late:
+        return []
+    rows = pa.concat_tables([change.rows for change in late], promote_options="default")
+    for name in ("item", "amount"):
+        if name not in rows.column_names:
+            kind = pa.string() if name == "item" else pa.float64()
+            rows = rows.append_column(name, pa.nulls(rows.num_rows, kind))
+    return _event_totals(database, "_late", [], rows)
+
+
+def _older(rows: pa.Table, instant: datetime) -> pa.Table:
+    times = rows.column("occurred_at")
+    history = pa.array(HISTORY_EVENTS, pa.string())
+    is_late = pc.less(times, pa.scalar(instant, pa.timestamp("us")))
+    is_hot = pc.invert(pc.is_in(rows.column("type"), value_set=history))
+    return rows.filter(pc.and_(is_late, is_hot))
+
+
+def _event_totals(
+    database: Database, source: str, params: list[datetime], late: pa.Table | None
+) -> list[Change]:
+    """The aggregates of these events together with what is kept already, as whole rows."""
+    tables = {} if late is None else {"_late": late}
+    changes = []
+    for table, keys, only in (
+        ("event_months", "subscriber_id, month, type", ""),
+        ("purchased_items", "subscriber_id, item", "WHERE type = 'purchased' AND item IS NOT NULL"),
+    ):
+        new = f"SELECT {keys}, {_TOTALS.format(t='')} FROM ({_OLD.format(source=source)}) {only}"
+        new = f"{new} GROUP BY {keys}"
+        kept = f"SELECT k.* FROM {table} k SEMI JOIN fresh USING ({keys})"
+        both = f"(FROM fresh UNION ALL BY NAME {kept})"
+        sql = f"WITH fresh AS ({new}) SELECT {keys}, {_TOTALS.format(t='')} FROM {both}"
+        rows = database.table(f"{sql} GROUP BY {keys}", params, **tables)
+        changes.append(Change(table, Op.UPSERT, rows))
+    return changes
+
+
+def _ledger_days(database: Database, bound: datetime) -> Change:
+    keys = "subscriber_id, day, kind, channel"
+    fresh = (
+        "SELECT subscriber_id, date_trunc('day', changed_at)::TIMESTAMP AS day, "
+        "coalesce(kind, '') AS kind, coalesce(channel, '') AS channel, count(*) AS accepted "
+        f"FROM ledger WHERE changed_at < ? AND state = '{State.ACCEPTED.value}' GROUP BY ALL"
+    )
+    kept = f"SELECT k.* FROM ledger_days k SEMI JOIN fresh USING ({keys})"
+    rows = database.table(
+        f"WITH fresh AS ({fresh}) SELECT {keys}, sum(accepted)::BIGINT AS accepted "
+        f"FROM (FROM fresh UNION ALL BY NAME {kept}) GROUP BY {keys}",
+        [bound],
+    )
+    return Change("ledger_days", Op.UPSERT, rows)
+
+
+class RetentionHook:
+    """Runs ``Retain`` once a day and after a recovery."""
+
+    tables: frozenset[str] = frozenset()
+    min_gap_s = 0.0
+
+    def __init__(self, settings: ShardSettings) -> None:
+        self._settings = settings
+
+    def after_commit(self, database: Database, context: Context) -> RetentionResult:
+        tomorrow = datetime.combine(context.now.date() + timedelta(days=1), time.min)
+        # Not all shards at the same minute: their journals may lie on one disk.
+        wake = tomorrow + timedelta(seconds=context.shard * 37 % 3_600)
+        return RetentionResult((), (Retain(self._settings),), wake)
