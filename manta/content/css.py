@@ -24,11 +24,12 @@ from manta.content.markup import (
     scan,
 )
 
+LINE_CHARACTERS_GOOD = 500
+ELEMENTS_MAX = 20_000
+MATCHES_MAX = 10_000_000  # style rules times elements: what the inliner has to compare
 ELEMENT_DEPTH_MAX = 200  # the HTML tree builder recurses in native code
 _DEEP_OPTIONAL = OPTIONAL_END - {"p", "li", "tr", "td", "th", "dt", "dd", "option"}
-_LEADING = re.compile(r"[ \t]*\n[ \t\n]*")
-# In a page any blank may be a line end: short lines need no transfer encoding.
-_LONG = re.compile(r"([^\n]{300,600}) ")
+_LEADING = re.compile(r" ?\n[ \n]*")
 _BLANKS = re.compile(r"[ \t]{2,}|\t")
 _INLINER = css_inline.CSSInliner(
     load_remote_stylesheets=False, keep_at_rules=True, keep_style_tags=False
@@ -43,7 +44,7 @@ def inline_css(html: str, protected: Protected, path: str = "html") -> str:
     pieces = scan(html)
     if not any(piece.kind is Kind.OPEN and piece.name == "style" for piece in pieces):
         return html
-    check_depth(pieces, html, path)
+    check_size(pieces, html, path)
     doctype, page = _hidden(_explicit_bodies(pieces), protected, path)
     if "<style" not in page.lower():
         return html
@@ -61,10 +62,34 @@ def collapse_blanks(html: str) -> str:
     lowered = html.lower()
     if "<pre" in lowered or "<textarea" in lowered or re.search(r"white-space\s*:\s*pre", lowered):
         return html
-    return _LONG.sub(r"\1\n", _BLANKS.sub(" ", _LEADING.sub("\n", html)))
+    lines = _LEADING.sub("\n", _BLANKS.sub(" ", html)).split("\n")
+    return "\n".join(_short(line) if len(line) > LINE_CHARACTERS_GOOD else line for line in lines)
 
 
-def check_depth(pieces: list[Piece], html: str, path: str) -> None:
+def _short(line: str) -> str:
+    """The line with blanks made line ends, which mean the same: it needs no transfer encoding."""
+    pieces = []
+    start = 0
+    while len(line) - start > LINE_CHARACTERS_GOOD:
+        cut = line.rfind(" ", start, start + LINE_CHARACTERS_GOOD)
+        cut = line.find(" ", start) if cut < 0 else cut
+        if cut < 0:
+            break
+        pieces.append(line[start:cut])
+        start = cut + 1
+    return "\n".join([*pieces, line[start:]])
+
+
+def check_size(pieces: list[Piece], html: str, path: str) -> None:
+    """Raises ``TemplateError`` for a page that would cost the inliner too much, or its stack."""
+    elements = sum(piece.kind is Kind.OPEN for piece in pieces)
+    rules = sum(p.text.count("{") + p.text.count(",") for p in pieces if p.name == "style")
+    if elements > ELEMENTS_MAX or elements * rules > MATCHES_MAX:
+        raise TemplateError(
+            f"the page has {elements:,} elements and about {rules:,} style rules",
+            path=path,
+            expected=f"at most {ELEMENTS_MAX:,} elements, and {MATCHES_MAX:,} times both",
+        )
     depth = 0
     for piece in pieces:
         if piece.name in VOID_ELEMENTS or piece.name in OPTIONAL_END - _DEEP_OPTIONAL:
@@ -89,18 +114,27 @@ def _explicit_bodies(pieces: list[Piece]) -> list[Piece]:
     """
     result: list[Piece] = []
     open_tables: list[bool] = []
-    for index, piece in enumerate(pieces):
+    following = _next_tags(pieces)
+    for piece, first in zip(pieces, following, strict=True):
         if piece.kind is Kind.CLOSE and piece.name == "table" and open_tables and open_tables.pop():
             result.append(Piece(Kind.CLOSE, "</tbody>", piece.start, "tbody"))
         result.append(piece)
         if piece.kind is Kind.OPEN and piece.name == "table":
-            first = next(
-                (p.name for p in pieces[index + 1 :] if p.kind in (Kind.OPEN, Kind.CLOSE)), ""
-            )
             open_tables.append(first == "tr")
             if first == "tr":
                 result.append(Piece(Kind.OPEN, "<tbody>", piece.start, "tbody"))
     return result
+
+
+def _next_tags(pieces: list[Piece]) -> list[str]:
+    """For each piece, the name of the next tag after it."""
+    names: list[str] = []
+    name = ""
+    for piece in reversed(pieces):
+        names.append(name)
+        if piece.kind in (Kind.OPEN, Kind.CLOSE):
+            name = piece.name
+    return names[::-1]
 
 
 def _hidden(pieces: list[Piece], protected: Protected, path: str) -> tuple[str, str]:

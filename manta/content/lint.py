@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import html as entities
 from collections.abc import Collection, Iterator, Mapping
+from itertools import islice
 from typing import Any, NamedTuple
 
 from jinja2 import nodes
@@ -152,9 +153,8 @@ def _lint_whole(
             0,
             'no link leads to unsubscribe_url: add <a href="{{ unsubscribe_url }}">',
         )
-    yield from page.links()
-    yield from page.images()
-    yield from page.balance()
+    for findings in (page.links(), page.images(), page.balance()):
+        yield from islice(findings, FINDINGS_MAX)
 
 
 def _lint_subject(template: MailTemplate) -> Iterator[Finding]:

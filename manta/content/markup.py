@@ -16,10 +16,10 @@ from collections.abc import Callable
 from enum import Enum
 from typing import NamedTuple
 
-from manta.content.language import symbols
+from manta.content.language import TemplateError, symbols
 
-_OPEN_TAG = re.compile(r"""<([a-zA-Z][^\s/>]*)(?:[^>"']|"[^"]*"|'[^']*')*>""")
-_CLOSE_TAG = re.compile(r"</([a-zA-Z][^\s/>]*)[^>]*>")
+_OPEN_TAG = re.compile(r"""<([a-zA-Z][^\s/>]*+)(?:[^>"']|"[^"]*"|'[^']*')*+>""")
+_CLOSE_TAG = re.compile(r"</([a-zA-Z][^\s/>]*+)[^>]*+>")
 _RAW_ELEMENTS = frozenset({"style", "script", "title", "textarea", "xmp", "iframe", "noembed"})
 _ATTRIBUTE = re.compile(r"""([^\s=>"'/][^\s=>/]*)(?:\s*=\s*("[^"]*"|'[^']*'|[^\s"'>][^\s>]*))?""")
 _BLOCK_BEGINS = ("{{", "{%", "{#")
@@ -91,44 +91,41 @@ class Attribute(NamedTuple):
 
 def scan(html: str) -> list[Piece]:
     pieces: list[Piece] = []
-    position = 0
-    raw = ""
+    text_from = position = 0
     length = len(html)
-    while position < length:
-        if raw:
-            end = _end_of_raw(html, position, raw)
-            if end > position:
-                pieces.append(Piece(Kind.RAW, html[position:end], position, raw))
-            raw, position = "", end
-            continue
-        start = html.find("<", position)
-        piece = _markup_at(html, start) if start >= 0 else None
+
+    def text_until(end: int) -> None:
+        if end > text_from:
+            pieces.append(Piece(Kind.TEXT, html[text_from:end], text_from))
+
+    while (start := html.find("<", position)) >= 0:
+        piece = _markup_at(html, start)
         if piece is None:
-            # No "<", or one that opens nothing: text up to the next.
-            end = html.find("<", start + 1) if start >= 0 else -1
-            if start >= 0 and html[start + 1 : start + 2].isalpha():
-                end = -1  # a tag that never ends: the rest is text
-            end = length if end < 0 else end
-            pieces.append(Piece(Kind.TEXT, html[position:end], position))
-            position = end
+            position = start + 1
             continue
-        if start > position:
-            pieces.append(Piece(Kind.TEXT, html[position:start], position))
+        if piece.kind is Kind.TEXT:  # a tag that never ends: the rest is text
+            break
+        text_until(start)
         pieces.append(piece)
-        position = start + len(piece.text)
+        text_from = position = start + len(piece.text)
         if piece.kind is Kind.OPEN and piece.name in _RAW_ELEMENTS:
-            raw = piece.name
+            end = _end_of_raw(html, position, piece.name)
+            if end > position:
+                pieces.append(Piece(Kind.RAW, html[position:end], position, piece.name))
+            text_from = position = end
+    text_until(length)
     return pieces
 
 
 def _markup_at(html: str, start: int) -> Piece | None:
     following = html[start + 1 : start + 2]
-    if following.isascii() and following.isalpha():
-        found = _OPEN_TAG.match(html, start)
-        return found and Piece(Kind.OPEN, found[0], start, found[1].lower())
-    if following == "/":
-        found = _CLOSE_TAG.match(html, start)
-        return found and Piece(Kind.CLOSE, found[0], start, found[1].lower())
+    closes = following == "/"
+    letter = html[start + 2 : start + 3] if closes else following
+    if letter.isascii() and letter.isalpha():
+        found = (_CLOSE_TAG if closes else _OPEN_TAG).match(html, start)
+        if found is None:
+            return Piece(Kind.TEXT, html[start:], start)
+        return Piece(Kind.CLOSE if closes else Kind.OPEN, found[0], start, found[1].lower())
     if html.startswith("<!--", start):
         end = html.find("-->", start + 2)
         end = len(html) if end < 0 else end + 3
@@ -186,6 +183,8 @@ class Protected:
                 tag.append(text)
             else:
                 pieces.append(text)
+        if tag:
+            raise TemplateError("a template tag is not closed", path=path, line=tag_line)
         return "".join(pieces)
 
     def add(self, tag: str, line: int = 0) -> str:

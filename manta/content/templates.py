@@ -30,7 +30,7 @@ from manta.content.language import (
     parse,
 )
 from manta.content.links import Link, is_kept, rewrite_links
-from manta.content.markup import Protected
+from manta.content.markup import Kind, Protected, scan
 from manta.content.mime import check_address, header_text
 from manta.content.text import text_from_html, tidy
 from manta.errors import InvalidRequest
@@ -41,7 +41,6 @@ _LINK_BYTES = 120
 
 # Controls but line feed and tab, and surrogates: never of use in a mail, and not all of them legal.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
-_BODY = re.compile(r"<body(?:[^>\"']|\"[^\"]*\"|'[^']*')*>", re.IGNORECASE)
 _PREHEADER = (
     '<div style="display:none;font-size:1px;line-height:1px;max-height:0;max-width:0;opacity:0;'
     'overflow:hidden;mso-hide:all">{}{}</div>'
@@ -136,8 +135,8 @@ class CompiledMail:
             return page
         written = protected.protect(clean_text(self.template.preheader), "preheader")
         block = _PREHEADER.format(entities.escape(written, quote=False), _PREHEADER_PADDING)
-        body = _BODY.search(page)
-        at = body.end() if body else 0
+        bodies = (p for p in scan(page) if p.kind is Kind.OPEN and p.name == "body")
+        at = next((p.start + len(p.text) for p in bodies), 0)
         return page[:at] + block + page[at:]
 
     def render(

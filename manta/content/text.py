@@ -99,28 +99,34 @@ def _hides(piece: Piece) -> bool:
 
 class _Writer:
     def __init__(self) -> None:
-        self._lines: list[str] = [""]
-        self._links: list[tuple[str, int, int]] = []  # (href, line, column where its text began)
+        self._lines: list[str] = []
+        self._line: list[str] = []  # pieces of the line being written
+        self._link: tuple[str, int, int] | None = None  # (href, line, piece where its text began)
 
     def words(self, text: str) -> None:
         text = _BLANKS.sub(" ", _INVISIBLE.sub("", text))
-        if not self._lines[-1] or self._lines[-1].endswith(" "):
+        if not self._line or self._line[-1].endswith(" "):
             text = text.lstrip(" ")
-        self._lines[-1] += text
+        if text:
+            self._line.append(text)
+
+    def end_line(self) -> None:
+        self._lines.append("".join(self._line))
+        self._line = []
 
     def line(self) -> None:
-        if self._lines[-1].strip():
-            self._lines.append("")
+        if any(map(str.strip, self._line)):
+            self.end_line()
 
     def paragraph(self) -> None:
         self.line()
-        if len(self._lines) > 1 and self._lines[-2].strip():
+        if self._lines and self._lines[-1].strip():
             self._lines.append("")
 
     def open(self, piece: Piece) -> None:
         name = piece.name
         if name == "br":
-            self._lines.append("")
+            self.end_line()
         elif name in _PARAGRAPHS:
             self.paragraph()
         elif name in _BLOCKS:
@@ -128,30 +134,36 @@ class _Writer:
         if name == "li":
             self.words("- ")
         elif name == "hr":
-            self._lines[-1] += "----"
+            self.words("----")
             self.line()
-        elif name in ("td", "th") and self._lines[-1].strip():
+        elif name in ("td", "th"):
             self.words(" ")
         elif name == "img":
-            alt = next((a.value for a in attributes(piece.text) if a.name == "alt"), None)
-            self.words(entities.unescape(alt or ""))
+            self.words(_attribute(piece, "alt"))
         elif name == "a":
-            href = next((a.value for a in attributes(piece.text) if a.name == "href"), None)
-            self._links.append((entities.unescape(href or "").strip(), *self._place()))
+            self._link = (_attribute(piece, "href").strip(), len(self._lines), len(self._line))
 
     def close(self, name: str) -> None:
-        if name == "a" and self._links:
-            href, line, column = self._links.pop()
-            label = " ".join([self._lines[line][column:], *self._lines[line + 1 :]]).strip()
-            if href and not href.startswith("#") and href not in (label, f"mailto:{label}"):
-                self.words(f" ({href})" if label else href)
+        if name == "a" and self._link:
+            self._close_link(*self._link)
+            self._link = None
         elif name in _PARAGRAPHS:
             self.paragraph()
         elif name in _BLOCKS:
             self.line()
 
-    def text(self) -> str:
-        return "\n".join(self._lines)
+    def _close_link(self, href: str, line: int, piece: int) -> None:
+        if line == len(self._lines):
+            label = "".join(self._line[piece:]).strip()
+        else:
+            label = " ".join([*self._lines[line:], "".join(self._line)]).strip()
+        if href and not href.startswith("#") and href not in (label, f"mailto:{label}"):
+            self.words(f" ({href})" if label else href)
 
-    def _place(self) -> tuple[int, int]:
-        return len(self._lines) - 1, len(self._lines[-1])
+    def text(self) -> str:
+        return "\n".join([*self._lines, "".join(self._line)])
+
+
+def _attribute(piece: Piece, name: str) -> str:
+    found = (place.value for place in attributes(piece.text) if place.name == name)
+    return entities.unescape(next(found, None) or "")
