@@ -76,12 +76,12 @@ def timeline(database: Database, context: Context, arguments: Arguments) -> list
     if step_s < 1:
         raise InvalidRequest("a step of no length", path="step_s", expected="seconds, 1 or more")
     rows = database.table(
-        "SELECT time_bucket(to_seconds(?), at) AS at, what, count(*) AS count FROM ("
-        " SELECT changed_at AS at, state AS what FROM ledger WHERE campaign_id = ?"
+        'SELECT time_bucket(to_seconds(?), since) AS "at", what, count(*) AS count FROM ('
+        " SELECT changed_at AS since, state AS what FROM ledger WHERE campaign_id = ?"
         " AND state NOT IN ('planned', 'leased', 'orphaned')"
         " UNION ALL SELECT occurred_at, type FROM events WHERE campaign_id = ? AND type IN"
         " ('opened', 'clicked', 'unsubscribed', 'complained', 'bounced'))"
-        " GROUP BY ALL ORDER BY at, what LIMIT ?",
+        ' GROUP BY ALL ORDER BY "at", what LIMIT ?',
         [step_s, arguments["campaign_id"], arguments["campaign_id"], STEPS_MAX],
     )
     found: list[dict[str, Any]] = rows.to_pylist()
