@@ -22,6 +22,7 @@ import pyarrow.fs as fs
 import pyarrow.parquet as pq
 
 from manta.clock import SystemClock
+from manta.rules import meaning
 from manta.schema import TABLES, Table
 from manta.store.database import arrow_schema
 from manta.store.flush import DELETED, SEQUENCE
@@ -45,6 +46,7 @@ def open(
     chosen = [m for shard, m in found.items() if shards is None or shard in shards]
     connection = duckdb.connect(":memory:")
     connection.execute("SET TimeZone = 'UTC'")
+    meaning.register(connection)  # what the SQL of a rule calls
     for table in TABLES.values():
         files = [file for manifest in chosen for file in manifest.files.get(table.name, ())]
         source = _source(connection, objects, table, files) if files else None
