@@ -143,6 +143,9 @@ def test_the_json_of_a_rule_is_canonical() -> None:
         ({"bucket": {"salt": "s", "from": 0, "to": 0.001}}, "$.bucket.to", "two decimals"),
         ({"member": {"segment": "7"}}, "$.member.segment", "number"),
         ({1: []}, "$", "condition"),
+        ({"event": {"type": "x", "k" * 5000: 1}}, "$.event", "unknown key"),
+        ({"event": {"type": "x", "\ud800": 1}}, "$.event", "unknown key"),
+        ({"Österreich\r\n": []}, "$", "'Österreich\\r\\n'"),
     ],
 )
 def test_a_wrong_rule_is_told_where_and_what_would_be_right(
@@ -151,7 +154,7 @@ def test_a_wrong_rule_is_told_where_and_what_would_be_right(
     error = refused(rule)
     assert error.path == path
     assert said in str(error)
-    assert len(str(error)) < 1000
+    assert len(str(error).encode()) < 1000 and str(error).isprintable()
 
 
 def test_the_operator_of_a_nested_filter_is_named_by_its_whole_path() -> None:
