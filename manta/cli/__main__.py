@@ -1,0 +1,3 @@
+from manta.cli import main
+
+main()
