@@ -29,8 +29,11 @@ from manta.content.dkim import DkimSigner, load_private_key
 from manta.delivery import queries as delivery_queries
 from manta.delivery.attempts import AttemptJournal
 from manta.delivery.hooks import HookSettings, delivery_hooks
+from manta.delivery.retry import RetryPolicy
+from manta.delivery.sending import SendingSettings
 from manta.delivery.throttle import Limits
 from manta.errors import InvalidRequest, NotReady
+from manta.events import queries as event_queries
 from manta.people import queries as people_queries
 from manta.rules import queries as rule_queries
 from manta.settings import Settings
@@ -198,6 +201,7 @@ def build_shard(settings: Settings, shard: int) -> ShardActor:
 
     queries = Queries(
         people_queries.QUERIES,
+        event_queries.QUERIES,
         rule_queries.QUERIES,
         delivery_queries.QUERIES,
     )
@@ -248,7 +252,10 @@ def build_sender(settings: Settings, number: int) -> Sender:
         clock,
         random,
         find_ports,
-        SenderSettings(append_gap_s=gap_s),
+        SenderSettings(
+            append_gap_s=gap_s,
+            sending=SendingSettings(retry=RetryPolicy(first_wait_s=settings.retry_first_wait_s)),
+        ),
         tell_ready=lambda: director.push("director", "sender_ready", role),
     )
 

@@ -66,6 +66,7 @@ class Settings:
     base_url: str = ""  # of the tracking links; empty: http://<host>:<port>
     return_path_domain: str = "bounces.localhost"
     settling_time_h: float = 24.0
+    retry_first_wait_s: float = 1_200.0  # after a 4xx; doubled each time, up to four hours
     lease_deadline_s: float = 900.0  # then a silent Sender's journal is fenced and read
     flush_seconds: float = 60.0
     flush_bytes: int = 64 << 20

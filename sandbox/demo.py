@@ -1,0 +1,275 @@
+"""The demo: a whole campaign on this machine, from an empty folder to the report.
+
+Starts Ray, the actors of a workspace, the HTTP apps and the sandbox; imports people with a past;
+finds those who bought a product lately and opened none of the last mails; writes to them; watches
+what becomes of every single message; ends everything. Nothing outside the machine is needed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from manta.clock import SystemClock
+from manta.content.dkim import generate_private_key
+from manta.definitions import SCOPES
+from manta.settings import DkimKey, EgressSource, Settings
+from sandbox.sample import PRODUCT, history, people_csv
+from sandbox.town import Town, TownSettings
+
+PEOPLE = 5_000
+SEED = 7
+HASTE = 4.0  # the sandbox's people act so much faster than they would
+ACTS_WAIT_S = 25.0
+FINISH_WAIT_S = 240.0
+TEMPLATE = Path(__file__).parents[1] / "examples" / "templates" / "newsletter"
+STATES = ("accepted", "failed", "suppressed", "cancelled", "expired", "uncertain", "pending")
+SEGMENT = {
+    "all": [
+        {
+            "event": {
+                "type": "purchased",
+                "where": [{"property": "item", "operator": "equals", "value": PRODUCT}],
+                "within": {"last": {"days": 30}},
+            }
+        },
+        {"last_messages": {"number": 3, "which": "none", "were": "opened"}},
+    ]
+}
+
+
+def build_town(settings: TownSettings) -> Town:
+    """Runs in the sandbox's own process."""
+    return Town(settings, SystemClock())
+
+
+class Demo:
+    """One run. ``folder`` is emptied first."""
+
+    def __init__(self, folder: Path, console: Console) -> None:
+        self.folder = folder.absolute()
+        self.console = console
+        self.started_s = time.monotonic()
+        self.settings = Settings()
+        self.key = ""
+
+    def say(self, text: str) -> None:
+        self.console.print(f"[dim]{time.monotonic() - self.started_s:5.1f} s[/]  {text}")
+
+    # -- starting ----------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        from serve_apps.bootstrap import with_free_port
+
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        key_file = self.folder / "dkim.pem"
+        key_file.touch(mode=0o600)
+        key_file.write_bytes(generate_private_key())
+        wanted = Settings(
+            root=str(self.folder / "data"),
+            flush_seconds=10.0,
+            retry_first_wait_s=5.0,
+            return_path_domain="bounces.news.example",
+            dkim=(DkimKey("news.example", "demo", str(key_file)),),
+        )
+        self.settings = with_free_port(wanted)
+        if self.settings.http.port != wanted.http.port:
+            self.say(
+                f"port {wanted.http.port} is taken, so this demo uses {self.settings.http.port}"
+            )
+
+    async def start(self) -> Any:
+        """The cluster, the sandbox, the actors and the apps; the workspace's handles."""
+        from actors import bootstrap, runtime
+        from sandbox.bootstrap import mail_view
+        from serve_apps import bootstrap as serving
+
+        os.environ.update(serving.serve_environment())
+        self.say("starting Ray")
+        await asyncio.to_thread(runtime.start_cluster)
+        town = TownSettings(self.folder / "mail.sqlite", seed=SEED, haste=HASTE)
+        role = f"{self.settings.workspace}/sandbox"
+        runtime.start_actor(role, partial(build_town, town))
+        caller = runtime.Caller(self.settings.workspace)
+        port = await caller.call("sandbox", "smtp_port")
+        relay = EgressSource(name="sandbox", host="127.0.0.1", port=port, tls="none")
+        self.settings = bootstrap.absolute(replace(self.settings, egress=(relay,)))
+        self.say("starting shards, Throttle, Sender, Director and the HTTP apps")
+        apps = [*serving.apps(self.settings), mail_view(town.mail_file)]
+        handles, url = await asyncio.gather(
+            bootstrap.up(self.settings),
+            asyncio.to_thread(serving.deploy, self.settings, apps),
+        )
+        created = await handles.catalog.call("create_api_key", "demo", list(SCOPES), once=True)
+        self.key = created["key"]
+        await caller.call("sandbox", "live", f"{url}/v1/events", self.key)
+        self.caller = caller
+        self.console.print()
+        self.console.print(f"  console   [bold]{url}/console[/]   (API key [bold]{self.key}[/])")
+        self.console.print(f"  mailboxes [bold]{url}/sandbox[/]")
+        self.console.print(f"  API       [bold]{url}/v1/docs[/]")
+        self.console.print()
+        return handles
+
+    # -- the campaign ------------------------------------------------------------------------------
+
+    async def import_people(self, client: Any, handles: Any) -> None:
+        file = self.folder / "people.csv"
+        file.write_text(people_csv(PEOPLE, SEED))
+        summary = await asyncio.to_thread(client.import_people, file)
+        self.say(f"imported {summary.created:,} people from {file.name}")
+        await self.record_history(handles)
+
+    async def record_history(self, handles: Any) -> None:
+        """What happened before the demo: events that only an import of history may write."""
+        from manta.events.commands import RecordEvents
+
+        events = 0
+        for shard in range(handles.shards.count):
+            people = await handles.shards.query(
+                shard, "audience_page", {"limit": PEOPLE, "columns": ["subscriber_id"]}
+            )
+            ids = people.column("subscriber_id").to_pylist()
+            rows = history(ids, SEED, handles.clock.now())
+            await handles.shards.execute(shard, RecordEvents(f"demo-history-{shard}", rows))
+            events += rows.num_rows
+        self.say(f"recorded {events:,} events of their past year")
+
+    def write(self, client: Any) -> int:
+        """The segment, the template and the campaign; the campaign's number."""
+        segment = client.create_segment(f"Bought {PRODUCT}, stopped opening", SEGMENT)
+        self.say(f"segment: {client.segment_explain(segment['id'])}")
+        self.say(f"segment: {client.segment_count(segment['id']):,} people")
+        texts = {p.stem: p.read_text() for p in TEMPLATE.iterdir()}
+        template = client.create_template(
+            "Newsletter", from_name="News", from_email="hello@news.example", **texts
+        )
+        campaign = client.create_campaign(
+            "We miss you", template["template_id"], segment_id=segment["id"]
+        )
+        client.launch(campaign["id"])
+        self.say("campaign launched")
+        return int(campaign["id"])
+
+    async def watch(self, client: Any, campaign: int) -> bool:
+        """Show the progress until the campaign has finished; whether it has."""
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[detail]}"),
+            TimeElapsedColumn(),
+        )
+        until_s = time.monotonic() + FINISH_WAIT_S
+        first_mail = False
+        with Progress(*columns, console=self.console) as progress:
+            task = progress.add_task("sending", total=None, detail="")
+            while time.monotonic() < until_s:
+                document = await asyncio.to_thread(client.campaign, campaign)
+                report = await asyncio.to_thread(client.report, campaign)
+                counts = report["accounting"]
+                progress.update(
+                    task,
+                    total=counts["planned_total"] or None,
+                    completed=counts["planned_total"] - counts["pending"],
+                    detail=", ".join(f"{s} {counts[s]:,}" for s in STATES if counts[s]),
+                )
+                if not first_mail and (await self.caller.call("sandbox", "status"))["mails"]:
+                    first_mail = True
+                    self.say("[green]the first mail is in the sandbox[/]")
+                if document["state"] == "finished":
+                    return True
+                await asyncio.sleep(0.5)
+        return False
+
+    async def let_people_act(self) -> None:
+        self.say("the sandbox's people open, click, buy and unsubscribe")
+        until_s = time.monotonic() + ACTS_WAIT_S
+        while time.monotonic() < until_s:
+            if not (await self.caller.call("sandbox", "status"))["acts_waiting"]:
+                return
+            await asyncio.sleep(0.5)
+
+    def show(self, report: dict[str, Any]) -> bool:
+        """Print the report; whether the accounting adds up."""
+        counts = report["accounting"]
+        total = sum(counts[state] for state in STATES)
+        table = Table("state", "messages", title="Every recipient accounted for", width=44)
+        table.columns[1].justify = "right"
+        for state in STATES:
+            table.add_row(state, f"{counts[state]:,}")
+        table.add_section()
+        table.add_row("sum", f"{total:,}")
+        table.add_row("planned", f"{counts['planned_total']:,}")
+        self.console.print(table)
+        events = report["events"]
+        self.console.print(
+            "  ".join(
+                f"{name} [bold]{events[name]['unique']:,}[/]"
+                for name in ("opened", "clicked", "unsubscribed")
+            )
+        )
+        for failure in report["failures"][:5]:
+            self.console.print(
+                f"  {failure['state']}: {failure['reason']} × {failure['messages']:,}"
+            )
+        return total == counts["planned_total"] and counts["planned_total"] > 0
+
+
+async def run(folder: Path, console: Console, *, keep: bool) -> int:
+    """The exit code: 0 where the campaign finished and its accounting adds up."""
+    from manta.client import Client
+
+    demo = Demo(folder, console)
+    demo.prepare()
+    handles = await demo.start()
+    with Client(demo.settings.public_url, demo.key) as client:
+        await demo.import_people(client, handles)
+        campaign = await asyncio.to_thread(demo.write, client)
+        is_finished = await demo.watch(client, campaign)
+        await demo.let_people_act()
+        adds_up = demo.show(await asyncio.to_thread(client.report, campaign))
+    console.print()
+    if not (is_finished and adds_up):
+        console.print("[red]The campaign did not finish, or its sums do not agree.[/]")
+        return 1
+    console.print("Next: [bold]manta demo --keep[/] leaves it running: watch a campaign in the")
+    console.print("console, read the mails; [bold]manta --help[/] shows what else there is; the")
+    console.print(f"history lies as Parquet in {folder}/data: manta.lake.open reads it.")
+    if keep:
+        console.print("\nRunning. Ctrl-C ends it.")
+        await asyncio.Event().wait()
+    return 0
+
+
+def main(folder: Path = Path(".manta/demo"), *, keep: bool = False) -> int:
+    """Run the demo and end what it started."""
+    from actors.runtime import stop_cluster
+    from manta.errors import MantaError
+
+    console = Console()
+    try:
+        return asyncio.run(run(folder, console, keep=keep))
+    except MantaError as error:
+        console.print(f"[red]{error}[/]")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        stop_cluster()
+
+
+if __name__ == "__main__":
+    sys.exit(main(keep="--keep" in sys.argv))
