@@ -126,6 +126,20 @@ def _attributes(row: Document) -> Document:
 # -- campaigns -------------------------------------------------------------------------------------
 
 
+async def accounting(handles: Handles, campaign_id: int) -> Document:
+    """The accounting of one campaign over all shards; ``adds_up`` compares it with their count."""
+    parts = await handles.shards.query_all(
+        "accounting", {"campaign_id": campaign_id}, CALL_DEADLINE_S
+    )
+    return _accounted(parts)
+
+
+def _accounted(parts: Sequence[Document]) -> Document:
+    total = sum((Accounting.of(part["states"]) for part in parts), Accounting.of(()))
+    planned = sum(part["planned_total"] for part in parts)
+    return total.as_dict() | {"adds_up": total.holds_for(planned)}
+
+
 async def campaign_report(handles: Handles, campaign: Document, step_s: int = 60) -> Document:
     """Accounting, results, failures by reason and both over time, summed over the shards."""
     number = {"campaign_id": campaign["id"]}
@@ -134,14 +148,12 @@ async def campaign_report(handles: Handles, campaign: Document, step_s: int = 60
         handles.shards.query_all("failures", number, CALL_DEADLINE_S),
         handles.shards.query_all("timeline", number | {"step_s": step_s}, CALL_DEADLINE_S),
     )
-    total = sum((Accounting.of(p["accounting"]["states"]) for p in parts), Accounting.of(()))
-    planned = sum(part["accounting"]["planned_total"] for part in parts)
     return plain(
         {
             "campaign_id": campaign["id"],
             "state": campaign["state"],
             "progress": campaign.get("progress"),
-            "accounting": total.as_dict() | {"adds_up": total.holds_for(planned)},
+            "accounting": _accounted([part["accounting"] for part in parts]),
             "events": _summed_events(parts),
             "reasons": _summed_reasons(parts),
             "failures": _summed_failures(failures),

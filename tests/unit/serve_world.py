@@ -15,6 +15,7 @@ from actors.handles import Handles, Shards
 from actors.shard import ShardActor
 from manta.clock import ManualClock
 from manta.definitions import SCOPES
+from manta.delivery import queries as delivery_queries
 from manta.errors import NotReady
 from manta.ids import even_ranges
 from manta.people import queries as people_queries
@@ -68,7 +69,7 @@ class House:
         catalog = Catalog(documents, self._end, self.clock, "default", SHARDS)
         self.calls.roles["catalog"] = catalog
         await catalog.start()
-        queries = Queries(people_queries.QUERIES, rule_queries.QUERIES)
+        queries = Queries(people_queries.QUERIES, rule_queries.QUERIES, delivery_queries.QUERIES)
         for n in range(SHARDS):
 
             def open_store(shard: int = n) -> ShardStore:

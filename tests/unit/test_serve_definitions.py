@@ -212,6 +212,8 @@ async def test_faults_behind_the_api(world, http):
         world.calls.troubles = [fault]
         answer = await http.get("/v1/segments")
         assert answer.status_code == status
+        if status == 500:
+            assert answer.headers["content-type"] == CONTENT_TYPE
         assert "torn" not in answer.text and "mistake" not in answer.text
 
 
