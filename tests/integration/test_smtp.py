@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 
 import pytest
+import uvloop
 from aiosmtpd.smtp import SMTP, AuthResult
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -591,6 +592,28 @@ async def test_nobody_listens():
     assert reply.code == 0 and "111" in reply.text
     reply = await SmtpConnector(EgressSource(host="no.invalid"), "", QUICK).connect()
     assert isinstance(reply, Reply) and reply.reason == "no connection"
+
+
+# -- uvloop, which Ray's actors run on -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        test_large_messages_arrive_whole,
+        test_a_server_that_stops_reading_never_got_the_message,
+        test_an_idle_connection_that_says_something_is_not_used_again,
+        test_a_cancelled_burst_closes_the_connection,
+    ],
+)
+def test_on_uvloop(scenario):
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(scenario())
+
+
+def test_starttls_on_uvloop(certificate):
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(test_starttls_required_checks_the_certificate(certificate))
 
 
 # -- postfix's smtp-sink ---------------------------------------------------------------------------
