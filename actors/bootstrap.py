@@ -19,7 +19,7 @@ from actors.catalog import Catalog
 from actors.composers import Composers
 from actors.director import Director
 from actors.handles import Handles, Retrying, sender_role, shard_role
-from actors.io.smtp import SmtpConnector
+from actors.io.smtp import SmtpConnector, SmtpLimits
 from actors.runtime import Caller, exit_process, node_count, start_actor, stop_actor
 from actors.sender import Ports, Sender, SenderSettings
 from actors.shard import ShardActor, ShardActorSettings
@@ -220,8 +220,9 @@ def build_sender(settings: Settings, number: int) -> Sender:
     role = sender_role(number)
     clock, random = SystemClock(), SystemRandom()
     journal = _attempt_entries(settings, role)
+    limits = SmtpLimits.within(settings.lease_deadline_s)
     connectors = {
-        source.name: SmtpConnector(source, os.environ.get(source.password_env, ""))
+        source.name: SmtpConnector(source, os.environ.get(source.password_env, ""), limits)
         for source in settings.egress
     }
 

@@ -43,8 +43,13 @@ class SmtpLimits:
     data_initial_s: float = 120.0
     data_block_s: float = 180.0
     data_termination_s: float = 600.0
-    burst_s: float = 780.0  # a whole burst, however it drips: less than the deadline of a lease
+    burst_s: float = 700.0  # a whole burst, however it drips: less than the deadline of a lease
     quit_s: float = 5.0
+
+    @classmethod
+    def within(cls, lease_deadline_s: float) -> SmtpLimits:
+        """With bursts that end, and are settled, before their lease is taken for abandoned."""
+        return cls(burst_s=min(cls.burst_s, max(1.0, 0.8 * lease_deadline_s - 5.0)))
 
 
 class SmtpConnector:
