@@ -1,0 +1,151 @@
+"""An audience becomes ledger rows: each person once, with a state and a reason."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pyarrow as pa
+import pytest
+
+from manta.command import Change, Op
+from manta.delivery.campaign import CampaignState, Kind
+from manta.delivery.planning import (
+    EnqueueMessage,
+    ExpireRows,
+    PlanCampaign,
+    SetCampaign,
+    SweepCampaign,
+)
+from manta.errors import Conflict, InvalidRequest, NotFound
+from tests.unit.delivery_shard import CAMPAIGN, SENDER, SendingShard, plan
+from tests.unit.people_shard import START
+
+
+def test_everybody_gets_a_row_and_a_reason() -> None:
+    shard = SendingShard(8)
+    shard.load("profiles", {"subscriber_id": 1, "email": None})
+    shard.load("consents", shard.consent(2, "unsubscribed"), shard.consent(3, "pending"))
+    shard.suppress("p4@d0.example", "hard_bounce")
+    shard.suppress("p5@d1.example", "unsubscribed")
+    shard.load("aliases", {"from_id": 6, "to_id": 7})
+    shard.start()
+    assert shard.rows("SELECT subscriber_id, state, reason FROM ledger ORDER BY 1") == [
+        (1, "suppressed", "no_address"),
+        (2, "suppressed", "unsubscribed"),
+        (3, "suppressed", "no_consent"),
+        (4, "suppressed", "hard_bounce"),
+        (5, "suppressed", "unsubscribed"),
+        (7, "planned", None),
+        (8, "planned", None),
+    ]
+    assert shard.row(8)["domain"] == "d0.example"
+    due = "SELECT count(*) FROM ledger WHERE (due_at IS NOT NULL) != (state = 'planned')"
+    assert shard.rows(due) == [(0,)]
+
+
+def test_a_suppression_ends_with_its_expiry() -> None:
+    shard = SendingShard(1)
+    row = {"channel": "email", "address": "p1@d1.example", "reason": "manual"}
+    shard.load("suppressions", row | {"expires_at": START})
+    shard.start()
+    assert shard.states() == {1: "planned"}
+
+
+def test_transactional_mail_needs_no_consent_but_an_address_that_works() -> None:
+    shard = SendingShard(3)
+    shard.load("consents", shard.consent(1, "unsubscribed"))
+    shard.suppress("p2@d0.example", "unsubscribed")
+    shard.suppress("p3@d1.example", "hard_bounce")
+    shard.start(plan(kind=Kind.TRANSACTIONAL))
+    assert shard.states() == {1: "planned", 2: "planned", 3: "suppressed"}
+
+
+def test_pages_cover_the_audience_and_repeat_without_effect() -> None:
+    shard = SendingShard(5)
+    shard.set(CampaignState.RUNNING)
+    first = shard.answer(PlanCampaign(CAMPAIGN, -1, 3))
+    assert first == {"planned": 3, "suppressed": 0, "done": False, "last_subscriber": 3}
+    assert shard.run(PlanCampaign(CAMPAIGN, -1, 3)).changes == ()
+    assert shard.answer(PlanCampaign(CAMPAIGN, -1, 3)) == first
+    last = shard.answer(PlanCampaign(CAMPAIGN, 3, 3))
+    assert last == {"planned": 2, "suppressed": 0, "done": True, "last_subscriber": 5}
+    assert shard.rows("SELECT planning FROM campaigns") == [("planned",)]
+    assert len(shard.states()) == 5
+
+
+def test_the_last_human_act_before_planning_is_kept() -> None:
+    shard = SendingShard(2)
+    shard.write(
+        *(
+            shard_event(1, "opened", 1, None),
+            shard_event(1, "clicked", 2, None),
+            shard_event(1, "opened", 3, '{"machine": true}'),
+        )
+    )
+    shard.start()
+    assert shard.row(1)["engaged_at"] == START + timedelta(hours=2)
+    assert shard.row(2)["engaged_at"] is None
+
+
+def shard_event(person: int, kind: str, hours: int, properties: str | None) -> Change:
+    row = {
+        "subscriber_id": person,
+        "occurred_at": START + timedelta(hours=hours),
+        "type": kind,
+        "event_id": hours,
+        "properties": properties,
+    }
+    return Change("events", Op.INSERT, pa.Table.from_pylist([row]))
+
+
+def test_cancelling_cancels_what_is_planned_and_calls_back_what_is_leased() -> None:
+    shard = SendingShard(4)
+    shard.start()
+    shard.lease(limit=1)
+    decision = shard.set(CampaignState.CANCELLED)
+    assert decision.answer == {"state": "cancelled", "cancelled": 3}
+    assert [(p.to, p.method, p.arguments) for p in decision.pushes] == [
+        (SENDER, "revoke", (CAMPAIGN, ()))
+    ]
+    assert sorted(shard.states().values()) == ["cancelled", "cancelled", "cancelled", "leased"]
+    assert shard.answer(PlanCampaign(CAMPAIGN))["done"]
+    assert shard.answer(SweepCampaign(CAMPAIGN)) == 0
+
+
+def test_a_plan_is_pinned_and_late_news_ignored() -> None:
+    shard = SendingShard(1)
+    text = plan().to_json()
+    shard.answer(SetCampaign(None, CAMPAIGN, CampaignState.RUNNING, text, 1))
+    shard.answer(SetCampaign(None, CAMPAIGN, CampaignState.PAUSED, text, 2))
+    late = shard.answer(SetCampaign(None, CAMPAIGN, CampaignState.RUNNING, text, 1))
+    assert late["state"] == "paused"
+    with pytest.raises(Conflict):
+        other = plan(topic="other").to_json()
+        shard.answer(SetCampaign(None, CAMPAIGN, CampaignState.RUNNING, other, 3))
+    with pytest.raises(InvalidRequest):
+        shard.answer(SetCampaign(None, 8, CampaignState.RUNNING, text))
+    with pytest.raises(InvalidRequest):
+        shard.answer(SetCampaign(None, CAMPAIGN, CampaignState.DRAFT, text, 3))
+
+
+def test_one_message_at_a_time() -> None:
+    shard = SendingShard(2)
+    shard.start(plan(kind=Kind.TRANSACTIONAL, audience_sql="", audience_params=()))
+    first = shard.answer(EnqueueMessage(CAMPAIGN, 1, "order 1"))
+    assert first["state"] == "planned"
+    assert shard.answer(EnqueueMessage(CAMPAIGN, 1, "order 1")) == first
+    second = shard.answer(EnqueueMessage(CAMPAIGN, 1, "order 2"))
+    assert second["message_key"] != first["message_key"]
+    with pytest.raises(NotFound):
+        shard.answer(EnqueueMessage(CAMPAIGN, 99, "order 1"))
+    with pytest.raises(NotFound):
+        shard.answer(EnqueueMessage(99, 1, "order 1"))
+
+
+def test_rows_expire() -> None:
+    shard = SendingShard(2)
+    shard.start()
+    assert shard.answer(ExpireRows()) == 0
+    shard.pass_time(days=2)
+    assert shard.answer(ExpireRows()) == 2
+    assert shard.states() == {1: "expired", 2: "expired"}
