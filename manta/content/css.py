@@ -12,7 +12,7 @@ import re
 
 import css_inline
 
-from manta.content.language import TemplateError
+from manta.content.language import OUTPUT_CHARACTERS_MAX, TemplateError
 from manta.content.markup import (
     OPTIONAL_END,
     VOID_ELEMENTS,
@@ -26,7 +26,11 @@ from manta.content.markup import (
 
 LINE_CHARACTERS_GOOD = 500
 ELEMENTS_MAX = 20_000
-MATCHES_MAX = 10_000_000  # style rules times elements: what the inliner has to compare
+# What inlining costs, and may put into the page: it is native code that nobody can stop.
+MATCHES_MAX = 5_000_000
+DECLARATIONS_MAX = 3_000_000
+COPIED_CHARACTERS_MAX = 100_000_000
+SIBLINGS_MAX = 10_000_000
 ELEMENT_DEPTH_MAX = 200  # the HTML tree builder recurses in native code
 _DEEP_OPTIONAL = OPTIONAL_END - {"p", "li", "tr", "td", "th", "dt", "dd", "option"}
 _LEADING = re.compile(r" ?\n[ \n]*")
@@ -52,6 +56,12 @@ def inline_css(html: str, protected: Protected, path: str = "html") -> str:
         inlined = _INLINER.inline(page)
     except (css_inline.InlineError, ValueError) as error:
         raise TemplateError(f"the styles cannot be inlined: {error}", path=path) from None
+    if len(inlined) > OUTPUT_CHARACTERS_MAX:
+        raise TemplateError(
+            f"with its styles inlined the page has {len(inlined):,} characters",
+            path=path,
+            expected=f"at most {OUTPUT_CHARACTERS_MAX:,}",
+        )
     inlined = protected.escape_literals(re.sub(r"(?i)^\s*<!doctype[^>]*>", "", inlined))
     _check_same_blocks(html, inlined, protected, path)
     return doctype + inlined
@@ -83,13 +93,18 @@ def _short(line: str) -> str:
 def check_size(pieces: list[Piece], html: str, path: str) -> None:
     """Raises ``TemplateError`` for a page that would cost the inliner too much, or its stack."""
     elements = sum(piece.kind is Kind.OPEN for piece in pieces)
-    rules = sum(p.text.count("{") + p.text.count(",") for p in pieces if p.name == "style")
-    if elements > ELEMENTS_MAX or elements * rules > MATCHES_MAX:
-        raise TemplateError(
-            f"the page has {elements:,} elements and about {rules:,} style rules",
-            path=path,
-            expected=f"at most {ELEMENTS_MAX:,} elements, and {MATCHES_MAX:,} times both",
-        )
+    css = "".join(piece.text for piece in pieces if piece.name == "style")
+    for what, cost, most in (
+        ("elements", elements, ELEMENTS_MAX),
+        ("elements times style rules", elements * (css.count("{") + css.count(",")), MATCHES_MAX),
+        ("elements times declarations", elements * css.count(":"), DECLARATIONS_MAX),
+        ("elements times characters of style", elements * len(css), COPIED_CHARACTERS_MAX),
+        ("elements squared times ~ in selectors", elements**2 * css.count("~"), SIBLINGS_MAX),
+    ):
+        if cost > most:
+            raise TemplateError(
+                f"the page has {cost:,} {what}", path=path, expected=f"at most {most:,}"
+            )
     depth = 0
     for piece in pieces:
         if piece.name in VOID_ELEMENTS or piece.name in OPTIONAL_END - _DEEP_OPTIONAL:

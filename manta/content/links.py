@@ -61,16 +61,18 @@ def rewrite_links(html: str, protected: Protected, path: str = "html") -> tuple[
     return _rewrite(html, protected, links, path), links
 
 
-def _rewrite(html: str, protected: Protected, links: list[Link], path: str) -> str:
+def _rewrite(
+    html: str, protected: Protected, links: list[Link], path: str, in_comment: bool = False
+) -> str:
     out: list[str] = []
     for piece in scan(html):
         if piece.kind is Kind.OPEN and piece.name in LINKING_ELEMENTS:
             out.append(_rewrite_tag(piece.text, protected, links, path))
-        elif piece.kind is Kind.COMMENT and piece.text.startswith("<!--["):
-            inner = piece.text[4:-3] if piece.text.endswith("-->") else piece.text[4:]
-            out.append(
-                f"<!--{_rewrite(inner, protected, links, path)}{piece.text[4 + len(inner) :]}"
-            )
+        elif piece.kind is Kind.COMMENT and piece.text.startswith("<!--[") and not in_comment:
+            inside = piece.text[4:-3] if piece.text.endswith("-->") else piece.text[4:]
+            # A comment holds no other: what looks like one inside is part of it.
+            inner = _rewrite(inside, protected, links, path, in_comment=True)
+            out.append(f"<!--{inner}{piece.text[4 + len(inside) :]}")
         else:
             out.append(piece.text)
     return "".join(out)

@@ -37,6 +37,7 @@ from manta.errors import InvalidRequest
 
 VALUES_MAX = 10_000  # plain values in one person's lists and groups
 VALUE_DEPTH_MAX = 6
+TAGS_MAX = 40_000  # "<" in a page: what compiling it costs
 _LINK_BYTES = 120
 
 # Controls but line feed and tab, and surrogates: never of use in a mail, and not all of them legal.
@@ -110,6 +111,8 @@ class CompiledMail:
 
         self._subject = Part(clean_text(template.subject), "subject", html=False)
         self._from_name = Part(clean_text(template.from_name), "from_name", html=False)
+        if template.html.count("<") > TAGS_MAX:
+            raise TemplateError("the page is too large", path="html", expected=f"{TAGS_MAX:,} tags")
         protected = Protected(clean_text(template.html), "html")
         self._text = self._text_part(protected)
         page = collapse_blanks(inline_css(protected.text, protected))
