@@ -37,7 +37,7 @@ SHARED_S = 0.9  # how long viewers share an answer: just below the page's second
 SHARED_MAX = 200
 CAMPAIGNS_SHOWN = 50
 STEPS_SHOWN = 120
-STATUS_TIMEOUT_S = 5.0
+STATUS_TIMEOUT_S = 2.0
 MOVES = ("pause", "resume", "cancel")
 STATIC = Path(__file__).parent / "static" / "console"
 CONTENT_SECURITY_POLICY = (
@@ -288,10 +288,14 @@ class Console:
 
         async def one(name: str, owner: Any) -> dict[str, Any]:
             try:
-                status = await owner.call("status", deadline_s=STATUS_TIMEOUT_S)
+                async with asyncio.timeout(STATUS_TIMEOUT_S):
+                    status = await owner.call("status", deadline_s=0)  # asked once: who is away is
                 return {"ready": True, **status, "name": name}
+            except TimeoutError:
+                reason = f"no answer within {STATUS_TIMEOUT_S:g} s"
             except MantaError as error:
-                return {"name": name, "ready": False, "reason": error.message}
+                reason = error.message
+            return {"name": name, "ready": False, "reason": reason}
 
         shards, *rest = await asyncio.gather(
             handles.shards.status(), *(one(name, owner) for name, owner in others.items())
