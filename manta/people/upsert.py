@@ -20,6 +20,7 @@ statements, so that a row costs microseconds. The rules:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -196,14 +197,7 @@ class UpsertPeople:
         if self.consent is None or people.num_rows == 0:
             return [], 0
         consent, now = self.consent, context.now
-        optout = consent.status == UNSUBSCRIBED
-        wanted = database.table(
-            _WANTED_OPTOUT if optout else _WANTED,
-            [consent.channel, consent.topic]
-            if optout
-            else [consent.channel, consent.topic, consent.channel, consent.channel, now],
-            wanted=people,
-        )
+        wanted = database.table(*_question(consent, people, now), wanted=people)
         ids = wanted.filter(wanted["allowed"])["person"].combine_chunks()
         withheld = pc.sum(pc.cast(wanted["withheld"], pa.int64())).as_py() or 0
         old = wanted.filter(wanted["allowed"])["old"].combine_chunks()
@@ -226,25 +220,46 @@ class UpsertPeople:
         ], withheld
 
 
-_WANTED = f"""
+# For new people there is nothing to look up but suppressions; that spares two scans of consents.
+_WANTED_NEW = """
+SELECT w.person, NULL::VARCHAR AS old, s.address IS NULL AS allowed, NOT allowed AS withheld
+FROM wanted w LEFT JOIN suppressions s ON s.channel = ? AND s.address = lower(w.email)
+  AND (s.expires_at IS NULL OR s.expires_at > ?)
+WHERE w.is_new
+"""
+_WANTED_KNOWN = f"""
 SELECT w.person, c.status AS old,
   c.status IS NULL AND g.status IS DISTINCT FROM '{UNSUBSCRIBED}' AND s.address IS NULL AS allowed,
   NOT allowed AND c.status IS DISTINCT FROM '{SUBSCRIBED_TO}' AS withheld
 FROM wanted w
 LEFT JOIN consents c ON c.subscriber_id = w.person AND c.channel = ? AND c.topic = ?
 LEFT JOIN consents g ON g.subscriber_id = w.person AND g.channel = ? AND g.topic = '{ALL_TOPICS}'
-LEFT JOIN profiles p ON p.subscriber_id = w.person AND w.email IS NULL
-LEFT JOIN suppressions s ON s.channel = ? AND s.address = lower(coalesce(w.email, p.email))
+LEFT JOIN profiles p ON p.subscriber_id = w.person
+LEFT JOIN suppressions s ON s.channel = ? AND s.address = lower(p.email)
   AND (s.expires_at IS NULL OR s.expires_at > ?)
-ORDER BY w.person
+WHERE NOT w.is_new
 """
 _WANTED_OPTOUT = f"""
 SELECT w.person, c.status AS old, c.status IS DISTINCT FROM '{UNSUBSCRIBED}' AS allowed,
   false AS withheld
 FROM wanted w
 LEFT JOIN consents c ON c.subscriber_id = w.person AND c.channel = ? AND c.topic = ?
-ORDER BY w.person
 """
+
+
+def _question(consent: Consent, people: pa.Table, now: datetime) -> tuple[str, list[Any]]:
+    """Who of the people gets the consent, and who had which before."""
+    if consent.status == UNSUBSCRIBED:
+        return _WANTED_OPTOUT, [consent.channel, consent.topic]
+    parts, values = [], list[Any]()
+    new = pc.sum(pc.cast(people["is_new"], pa.int64())).as_py()
+    if new:
+        parts.append(_WANTED_NEW)
+        values += [consent.channel, now]
+    if new < people.num_rows:
+        parts.append(_WANTED_KNOWN)
+        values += [consent.channel, consent.topic, consent.channel, consent.channel, now]
+    return " UNION ALL ".join(parts), values
 
 
 def _consent_history(old: pa.Array, consent: Consent, source: str) -> pa.Array:
@@ -290,15 +305,17 @@ def _minted(created: pa.Table, database: Database, context: Context) -> pa.Array
             values = created["value"].filter(pa.array(chosen)).to_pylist()
             buckets[chosen] = buckets_of_identities(kind, values)
     ids = buckets << 47 | _random47(count, context)
+    again = np.arange(count)
     while True:
+        _, first = np.unique(ids, return_index=True)
+        repeated = np.setdiff1d(again, first)
         taken = database.rows(
-            "SELECT n FROM minted m WHERE id IN (SELECT subscriber_id FROM profiles) OR id = 0"
-            " OR n > (SELECT min(n) FROM minted o WHERE o.id = m.id)",
-            minted=pa.table({"n": np.arange(count), "id": ids}),
+            "SELECT m.n FROM profiles p JOIN minted m ON m.id = p.subscriber_id",
+            minted=pa.table({"n": again, "id": ids[again]}),
         )
-        if not taken:
+        again = np.union1d(repeated, np.array([n for (n,) in taken], np.int64))
+        if len(again) == 0:
             return pa.array(ids)
-        again = np.array([n for (n,) in taken])
         ids[again] = buckets[again] << 47 | _random47(len(again), context)
 
 
@@ -314,6 +331,7 @@ def _wanted(created: pa.Table, new_ids: pa.Array, known: pa.Table) -> pa.Table:
         {
             "person": pa.concat_arrays([new_ids, known["person"].combine_chunks()]),
             "email": pa.concat_arrays([created["email"].combine_chunks(), stored]),
+            "is_new": pa.array(np.arange(len(new_ids) + known.num_rows) < len(new_ids)),
         }
     )
 
@@ -360,14 +378,16 @@ def _claims(named: pa.Table, ids: pa.Array, database: Database) -> pa.Table | No
     rows = named.filter(further)
     claims = pa.table(
         {
+            "n": rows["n"],
             "kind": same(EXTERNAL_ID, rows.num_rows, pa.string()),
             "value": compared_each(EXTERNAL_ID, rows[EXTERNAL_ID].combine_chunks()),
             "subscriber_id": ids.filter(further.combine_chunks()),
         }
     )
     unknown = database.table(
-        "SELECT c.* FROM claims c ANTI JOIN identities d ON d.kind = c.kind AND d.value = c.value"
-        f" AND d.subscriber_id = c.subscriber_id AND d.state = '{CONFIRMED}'",
+        "SELECT c.* EXCLUDE (n) FROM claims c ANTI JOIN identities d"
+        " ON d.kind = c.kind AND d.value = c.value"
+        f" AND d.subscriber_id = c.subscriber_id AND d.state = '{CONFIRMED}' ORDER BY c.n",
         claims=claims,
     )
     return unknown if unknown.num_rows else None
