@@ -76,6 +76,12 @@ def test_the_answer_stands_until_it_may_flip(seed: int) -> None:
             Person(1, {}, suppressions=(Suppression("complaint", NOW + TICK),)),
             NOW + TICK,
         ),
+        # 0:01 went back to 23:01 on the day before: half a minute past midnight, the first time.
+        (
+            {"attribute": {"name": "birthday", "operator": "in_the_last", "value": {"days": 1}}},
+            nobody(attr_birthday=datetime(2010, 11, 7), time_zone="America/St_Johns"),
+            datetime(2010, 11, 7, 2, 31),
+        ),
         ({"attribute": {"name": "city", "operator": "is_set"}}, nobody(attr_city="Oslo"), None),
         ({"member": {"segment": 1}}, nobody(), None),
     ],
@@ -83,7 +89,35 @@ def test_the_answer_stands_until_it_may_flip(seed: int) -> None:
 def test_flips_at_is_the_bound_of_each_condition(
     json: object, person: Person, flips_at: datetime | None
 ) -> None:
-    assert compile_closure(rule(json)).flips_at(person, NOW) == flips_at
+    zone = person.profile.get("time_zone")
+    now = datetime(2010, 11, 7, 2, 30, 30) if zone == "America/St_Johns" else NOW
+    assert compile_closure(rule(json)).flips_at(person, now) == flips_at
+
+
+@pytest.mark.parametrize(
+    ("operator", "before", "flips"),
+    [  # a value so far from now, and when the answer turns
+        ("in_the_last", timedelta(hours=-1), [0, 5]),
+        ("in_the_next", timedelta(hours=6), [1, 6]),
+        ("at_least_ago", timedelta(hours=1), [6]),
+    ],
+)
+def test_a_date_in_hours_turns_at_its_bounds(
+    operator: str, before: timedelta, flips: list[int]
+) -> None:
+    span = {"hours": 5}
+    value = NOW + before if operator != "in_the_last" else NOW
+    json = {"attribute": {"name": "birthday", "operator": operator, "value": span}}
+    holds, person = compile_closure(rule(json)), nobody(attr_birthday=value)
+    now, seen = NOW - timedelta(hours=2), []
+    answer = holds(person, now)
+    while (flips_at := holds.flips_at(person, now)) is not None:
+        assert holds(person, flips_at - TICK) == answer
+        if holds(person, flips_at) != answer:
+            answer = not answer
+            seen.append(flips_at)
+        now = flips_at
+    assert seen == [NOW + timedelta(hours=hours) for hours in flips]
 
 
 @pytest.mark.parametrize(
@@ -100,8 +134,8 @@ def test_flips_at_is_the_bound_of_each_condition(
 )
 def test_the_local_day_changes_only_where_day_starts_says(zone: str, around: datetime) -> None:
     own = ZoneInfo(zone)
-    step = timedelta(minutes=7)
-    moment, end = around - timedelta(days=2), around + timedelta(days=3)
+    step = timedelta(seconds=47)
+    moment, end = around - timedelta(hours=16), around + timedelta(hours=40)
     while moment < end:
         later = moment + step
         before, after = local_day(moment, own), local_day(later, own)
