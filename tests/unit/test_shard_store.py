@@ -9,11 +9,10 @@ from random import Random
 from typing import Any
 
 import duckdb
-import pyarrow as pa
 import pytest
 
 from manta.clock import ManualClock
-from manta.command import Context, Database, Decision, Push, Repeated
+from manta.command import Change, Context, Database, Decision, Push, Repeated
 from manta.errors import (
     Conflict,
     Damaged,
@@ -104,14 +103,14 @@ def test_an_error_while_writing_is_laid_at_the_right_door(
     store: ShardStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows wait and are written together; if that fails, the group runs again one by one."""
-    really = store.database._run
+    really = store.database._write
 
-    def run(what: Any, rows: pa.Table) -> None:
-        if "subscriber_id" in rows.column_names and 13 in rows["subscriber_id"].to_pylist():
+    def write_or_fail(change: Change) -> None:
+        if 13 in change.rows["subscriber_id"].to_pylist():
             store.database.rows("SELECT 1 FROM no_such_table")
-        really(what, rows)
+        really(change)
 
-    monkeypatch.setattr(store.database, "_run", run)
+    monkeypatch.setattr(store.database, "_write", write_or_fail)
     outcomes = store.execute([Act(lambda d, c, i=i: Decision(i, (person(i),))) for i in (1, 13, 2)])
     assert [o.answer for o in outcomes[::2]] == [1, 2]
     assert outcomes[1].failed
