@@ -35,9 +35,7 @@ def _reachable(start: State, policy: Policy) -> frozenset[State]:
     return frozenset(reached)
 
 
-REACHABLE = {
-    policy: {state: _reachable(state, policy) for state in State} for policy in Policy
-}
+REACHABLE = {policy: {state: _reachable(state, policy) for state in State} for policy in Policy}
 
 
 class Auditor:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import duckdb
+
 from manta.schema import TABLES
 from manta.store.database import ShardDatabase
 from manta.store.shard import ShardStore
 
-_free: list[ShardDatabase] = []
+_free: list[_Kept] = []
 
 
 class _Kept(ShardDatabase):
     """Closing gives it back."""
+
+    is_clean = True
+
+    def begin(self) -> None:
+        self.is_clean = False
+        super().begin()
 
     def close(self) -> None:
         if self not in _free:
@@ -21,13 +29,15 @@ def _empty() -> ShardDatabase:
     if not _free:
         return _Kept()
     database = _free.pop()
-    try:
-        database.rollback()
-    except Exception:  # noqa: BLE001 - no transaction was open
-        database._waiting.clear()
-    for table, count in database.row_counts().items():
-        if count:
-            database._connection.execute(f"DELETE FROM {table}")
+    if not database.is_clean:
+        try:
+            database.rollback()
+        except duckdb.Error:  # no transaction was open
+            database._waiting.clear()
+        for table, count in database.row_counts().items():
+            if count:
+                database._connection.execute(f"DELETE FROM {table}")
+        database.is_clean = True
     assert not set(database.columns("profiles")) - set(TABLES["profiles"].column_names)
     return database
 

@@ -17,13 +17,13 @@ from manta.ids import MessageRef
 from manta.store.journal import Journal
 from tests.faults import FaultyObjects
 from tests.sim.auditor import Violation
+from tests.sim.mutants import HastySending
 from tests.sim.scheduler import Died, Owner, Steps
 
 if TYPE_CHECKING:
     from tests.sim.world import World
 
 LANES = 2
-SETTINGS = SendingSettings(not_sent_retry_s=5.0, retry=RetryPolicy(20.0, wait_s_max=60.0))
 _FATAL = (Fenced, OutcomeUnknown, Damaged)
 
 
@@ -41,6 +41,11 @@ class SenderProcess(Owner):
         self.prefix = f"w/journal/{self.name}"
         self.objects = FaultyObjects(self.w.held, self.random, self.w.faults())
         self.sending: Sending | None = None
+        self.settings = SendingSettings(
+            fresh_s=self.w.fresh_s,
+            not_sent_retry_s=5.0,
+            retry=RetryPolicy(20.0, wait_s_max=60.0),
+        )
 
     def revoke(self, campaign_id: int | None, refs: Iterable[tuple[int, int]]) -> None:
         if self.alive and self.sending is not None:
@@ -76,7 +81,10 @@ class SenderProcess(Owner):
             yield from self._resolve(history, shards)
         except Fenced as error:
             raise Died from error
-        self.sending = Sending(self.name, history.epoch, history.fence, history.low_water, SETTINGS)
+        kind = HastySending if self.w.mutant.attempt_stored_late else Sending
+        self.sending = kind(
+            self.name, history.epoch, history.fence, history.low_water, self.settings
+        )
         self.sending.resolved()
         self.w.scheduler.spawn(self, self._store())
         for _ in range(LANES):
@@ -90,6 +98,7 @@ class SenderProcess(Owner):
         told = max(unresolved.journal_sequence for unresolved in held)
         for shard, unresolved in zip(shards, held, strict=True):
             if unresolved.rows.num_rows:
+                self.w.point(self, "while it resolves")
                 verdicts = resolve(history, unresolved.rows, told, self.clock.now())
                 command = ResolveOrphans(self.name, history.epoch, verdicts)
                 yield from self.w.call(shard, command)
@@ -104,6 +113,7 @@ class SenderProcess(Owner):
             if entry is None:
                 yield 0.1
                 continue
+            self.w.point(self, "before the attempts are stored" if entry.attempts else "")
             yield 0.01  # on its way
             try:
                 sequence = self._append(entry)
@@ -111,9 +121,10 @@ class SenderProcess(Owner):
                 sending.refused()
                 yield 0.2
                 continue
+            self.w.point(self, "after an entry is stored")
             yield 0.01  # stored, and the answer under way
             sending.stored(sequence)
-            if self.random.random() < 0.2:
+            if self.random.random() < 0.5:
                 self._truncate()
 
     def _append(self, entry: Entry) -> int:
@@ -137,6 +148,7 @@ class SenderProcess(Owner):
                 yield 1.0
                 continue
             lease_id = self.random.getrandbits(60)
+            self.w.point(self, "before a lease")
             sending.open_lease(lease_id, shard, "mx-a", "relay", None, self.random.randint(1, 6))
             while not sending.is_opened(lease_id):
                 yield 0.05
@@ -157,18 +169,18 @@ class SenderProcess(Owner):
             grant, asked_s = yield from self.w.call(shard, command)
         except Fenced as error:
             raise Died from error
+        self.w.point(self, "after a grant")
         self._sending().granted(command.lease_id, grant, asked_s, self.clock.now())
 
     def _attempt(self, burst: Burst) -> Steps:
         sending = self._sending()
-        if self.w.mutant.attempt_stored_late:
-            burst.is_stored = True
         while not (burst.is_stored or burst.is_refused):
             yield 0.05
         going = sending.on_the_wire(burst, self.clock.monotonic(), self.clock.now())
         for ref in going:
             self._check(ref)
         for ref in going:
+            self.w.point(self, "before DATA")
             yield 0.02
             reply = yield from self.w.receiver.transact(ref)
             outcome = outcome_of(
@@ -178,9 +190,10 @@ class SenderProcess(Owner):
                 "mx-a",
                 self.clock.now(),
                 self.random,
-                SETTINGS,
+                self.settings,
             )
             self.w.note(f"{self.name} of epoch {self.epoch}: {ref.subscriber_id} {outcome.outcome}")
+            self.w.point(self, "after the reply")
             sending.decide(burst.lease_id, outcome)
 
     def _check(self, ref: MessageRef) -> None:
@@ -188,7 +201,7 @@ class SenderProcess(Owner):
         unsubscribed_s = self.w.unsubscribed.get(ref.subscriber_id)
         if unsubscribed_s is not None:
             late_s = self.clock.monotonic() - unsubscribed_s
-            if late_s > SETTINGS.fresh_s:
+            if late_s > self.settings.fresh_s:
                 raise Violation(f"{ref} goes out {late_s:.1f} s after an unsubscribe")
 
     def _settle(self, shard: int, lease_id: int) -> Steps:
@@ -196,7 +209,9 @@ class SenderProcess(Owner):
         settle = sending.next_settle(lease_id, self.clock.monotonic(), self.clock.now())
         if settle is None:
             return
+        self.w.point(self, "before a settle")
         yield from self.w.call(shard, settle)
+        self.w.point(self, "after a settle")
         if self.w.chance(0.1):
             sending.settle_failed(lease_id)
         else:

@@ -8,7 +8,7 @@ trouble, then a calm in which everything works and everything has to come to its
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from random import Random
 from typing import Any
@@ -44,6 +44,18 @@ from tests.sim.sender import SenderProcess
 CAMPAIGN = 7
 SOURCE = "mx-a"
 STEPS_MAX = 60_000
+SENDER_POINTS = (
+    "before a lease",
+    "after a grant",
+    "before the attempts are stored",
+    "after an entry is stored",
+    "before DATA",
+    "after the reply",
+    "before a settle",
+    "after a settle",
+    "while it resolves",
+)
+SHARD_POINTS = ("before a group", "in the append", "after a commit")
 _TROUBLED_STORE = Faults(lose_reply=0.02, time_out=0.02, refuse=0.02, fail_read=0.01)
 _TROUBLED_MAIL = Trouble(0.06, 0.06, 0.08, 0.04, 0.05)
 
@@ -53,9 +65,8 @@ class Size:
     """How large a world is. The default keeps a run well below half a second."""
 
     shards_max: int = 2
-    people_max: int = 14
+    people_max: int = 10
     senders: int = 2
-    trouble_s: float = 40.0
     trouble_steps: int = 900
     disasters_max: int = 4
 
@@ -108,13 +119,15 @@ class World:
         policy = Policy.RESEND if self.random.random() < 0.2 else Policy.HOLD
         self.auditor = Auditor({CAMPAIGN: policy})
         self.policy = policy
+        # Safety must not rest on the freshness limit: some worlds have next to none.
+        self.fresh_s = self.random.choice((5.0, 30.0))
+        self.trap = ""
         self.troubled = False
         self.numbers = 0
-        count = self.random.randint(1, self.size.shards_max)
-        people = self.random.randint(6, self.size.people_max)
+        count = 1 + int(self.random.random() ** 2 * self.size.shards_max)  # mostly one
+        people = self.random.randint(4, self.size.people_max)
         self.people = {
-            shard: [(shard << 40) + 1 + i for i in range(people // count)]
-            for shard in range(count)
+            shard: [(shard << 40) + 1 + i for i in range(people // count)] for shard in range(count)
         }
         self.unsubscribed: dict[int, float] = {}
         self.shards: dict[int, list[ShardProcess]] = {}  # the newest last
@@ -139,7 +152,7 @@ class World:
     def _run(self) -> None:
         for shard in self.people:
             self.start_shard(shard)
-        for number in range(self.size.senders):
+        for number in range(self.random.randint(1, self.size.senders)):
             self.start_sender(f"sender-{number:02d}")
         self.scheduler.spawn(self.director, self._direct())
         self._set_trouble(True)
@@ -149,6 +162,7 @@ class World:
             self._disaster()
         self._steps(self.size.trouble_steps // 4)
         self._set_trouble(False)
+        self.trap = ""
         self._calm()
         for shard in self.people:
             self._see(self.shards[shard][-1])
@@ -163,11 +177,7 @@ class World:
             self.scheduler.step()
 
     def _calm(self) -> None:
-        """Everybody works and nothing fails, until nothing is pending."""
-        for processes in (*self.shards.values(), *self.senders.values()):
-            for old in processes[:-1]:
-                old.alive = False
-            processes[-1].stopped_until = 0.0
+        """Nothing more fails. Whoever stands still wakes up, and everything comes to its end."""
         for step in range(STEPS_MAX):
             if step % 100 == 0 and self.planned and self._is_finished():
                 return
@@ -175,6 +185,9 @@ class World:
         # The auditor says what is stuck.
 
     def _is_finished(self) -> bool:
+        now_s = self.clock.monotonic()
+        if any(s.alive and s.stopped_until > now_s for all in self.senders.values() for s in all):
+            return False
         stores = [processes[-1].store for processes in self.shards.values()]
         return all(
             store is not None
@@ -205,20 +218,31 @@ class World:
     # -- disasters -------------------------------------------------------------------------------
 
     def _disaster(self) -> None:
+        """Something at a random moment, or a trap at one of the points where it hurts."""
+        if self.random.random() < 0.7:
+            self.trap = self.random.choice((*SENDER_POINTS, *SHARD_POINTS))
+            return
         disasters: list[Callable[[], None]] = [
-            self._kill_shard,
             self._split_shard,
-            self._kill_sender,
-            self._kill_sender,
-            self._split_sender,
-            self._split_sender,
             self._stop_sender,
+            self._lose_journal,
             self._lose_journal,
         ]
         self.random.choice(disasters)()
 
-    def _kill_shard(self) -> None:
-        self.random.choice(sorted(self.shards.items()))[1][-1].die()
+    def point(self, owner: Owner, name: str) -> None:
+        """A process is here: the trap that is laid here springs."""
+        if not name or self.trap != name:
+            return
+        self.trap = ""
+        draw = self.random.random()
+        self.note(f"{owner.name} is caught {name}")
+        if draw < 0.4:
+            raise Died
+        if draw < 0.9 and isinstance(owner, SenderProcess):
+            self._split(owner)
+        else:
+            owner.stopped_until = self.clock.monotonic() + self.random.uniform(5, 60)
 
     def _split_shard(self) -> None:
         """A second incarnation although the first lives."""
@@ -226,15 +250,6 @@ class World:
 
     def _sender(self) -> SenderProcess:
         return self.random.choice(sorted(self.senders.items()))[1][-1]
-
-    def _kill_sender(self) -> None:
-        self._sender().die()
-
-    def _split_sender(self) -> None:
-        """The old one stands still, perhaps between its append and the wire, and wakes later."""
-        old = self._sender()
-        old.stopped_until = self.clock.monotonic() + self.random.uniform(0.2, 12)
-        self.start_sender(old.name)
 
     def _stop_sender(self) -> None:
         """SIGSTOP for a minute; its leases go past their deadline."""
@@ -260,6 +275,7 @@ class World:
             self._split(sender)
 
     def _split(self, old: SenderProcess) -> None:
+        """A second incarnation; the old one stands still and wakes later."""
         old.stopped_until = self.clock.monotonic() + self.random.uniform(0.2, 12)
         self.start_sender(old.name)
 
@@ -282,7 +298,7 @@ class World:
     def _run_shard(self, process: ShardProcess) -> Steps:
         yield 1.0
         process.objects = FaultyObjects(self.held, self.random, self.faults())
-        hook = SendingHook(self.clock, HookSettings(20.0, 5.0, 1.0))
+        hook = SendingHook(self.clock, HookSettings(20.0, 5.0, 2.0, 2.0))
         while True:
             nonce = self.random.randbytes(16)
             store = ReusingStore(
@@ -317,8 +333,13 @@ class World:
     def execute(self, process: ShardProcess, commands: Sequence[Command]) -> list[Any]:
         """Run a group in one incarnation; it may die of it. Its answers."""
         store = process.store
-        assert store is not None
-        before = store.sequence
+        assert store is not None and process.objects is not None
+        before, faults = store.sequence, process.objects.faults
+        self.point(process, "before a group")
+        if self.trap == "in the append":
+            self.trap = ""
+            doubt = Faults(lose_reply=1.0) if self.random.random() < 0.5 else Faults(time_out=1.0)
+            process.objects.faults = replace(doubt, fail_read=1.0)
         if self.mutant.replan_by_time:
             commands = [_Replan(c) if isinstance(c, settling.Orphan) else c for c in commands]
         try:
@@ -326,12 +347,15 @@ class World:
         except Stopped as error:
             self.note(f"{process.name} #{process.number} stops: {error}")
             raise Died from error
+        finally:
+            process.objects.faults = faults
         if store.sequence != before:
             self._see(process)
         names = ", ".join(type(command).__name__ for command in commands)
         self.note(f"{process.name} #{process.number} {names}: {_short(outcomes[0].answer)}")
         for outcome in outcomes:
             self._push(outcome.pushes)
+        self.point(process, "after a commit")
         return [outcome.answer for outcome in outcomes]
 
     def _see(self, process: ShardProcess) -> None:
@@ -340,7 +364,9 @@ class World:
         self.auditor.committed(process.index, store.sequence, process.number, self._view(store))
 
     def _view(self, store: ShardStore) -> dict[MessageRef, Row]:
-        rows = store.database.rows("SELECT subscriber_id, message_key, state, campaign_id FROM ledger")
+        rows = store.database.rows(
+            "SELECT subscriber_id, message_key, state, campaign_id FROM ledger"
+        )
         return {MessageRef(who, key): Row(State(state), i) for who, key, state, i in rows}
 
     # -- the network -----------------------------------------------------------------------------
@@ -494,9 +520,7 @@ class World:
         definition = self._plan().to_json()
         for shard in self.people:
             key = f"campaign:{self.step}:{shard}"
-            yield from self.call(
-                shard, SetCampaign(key, CAMPAIGN, state, definition, self.step)
-            )
+            yield from self.call(shard, SetCampaign(key, CAMPAIGN, state, definition, self.step))
 
     def note(self, text: str) -> None:
         self.scheduler.note(text)
