@@ -1,7 +1,7 @@
 """The filters of the template language: the only functions a template can call.
 
 Each takes and returns plain values (text, numbers, instants, lists), says so when given others,
-and costs its length in the render's budget (``language.Budget``), so no chain of them is free.
+and costs its length in the render's budget (``environment.Budget``), so no chain of them is free.
 There is no ``safe``: text from people and events is always escaped in HTML.
 """
 

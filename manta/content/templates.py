@@ -20,10 +20,10 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from manta.content.css import collapse_blanks, inline_css
+from manta.content.environment import Budget
 from manta.content.filters import TEXT_CHARACTERS_MAX
 from manta.content.language import (
     GLOBALS,
-    Budget,
     Part,
     TemplateError,
     names_used,

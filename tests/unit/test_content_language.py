@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from manta.content.environment import Budget
 from manta.content.language import (
     OUTPUT_CHARACTERS_MAX,
     SOURCE_CHARACTERS_MAX,
-    Budget,
     Part,
     TemplateError,
     names_used,
