@@ -1,12 +1,12 @@
 """One lane of a Sender: (egress source, site), from the first wake-up until it has no more work.
 
-The lane's loop holds the right to connections, gets permits, and takes leases ahead of need, at
-most as many as go out in ``lease_seconds`` at the present pace. Each connection has a worker: it
-takes a burst of a lease, composes it while its attempts are being stored, and sends it. Whatever is
-not begun while permit and check are fresh goes back.
+The lane's loop holds the right to connections, opens one, gets permits, and takes leases ahead of
+need, at most as many as go out in ``lease_seconds`` at the present pace. Each connection has a
+worker (``actors.bursts``) that takes bursts from the leases. What is not begun while permit and
+check are fresh goes back.
 
-A connection that cannot be had pauses the lane (``manta.delivery.retry.LaneBackoff``); its messages
-go back untouched. While nothing moves (a server that hangs), nothing more is leased and no
+A connection that cannot be had pauses the lane (``manta.delivery.retry.LaneBackoff``); nothing is
+leased without one. While nothing moves (a server that hangs), nothing more is leased and no
 connection is added.
 """
 
@@ -15,18 +15,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any
 
-from manta.delivery.outcomes import Outcome, OutcomeKind
-from manta.delivery.replies import Reply, Verdict
+from actors.bursts import GrantedLease, OnWire, Worker, wait_at_most
 from manta.delivery.retry import CALM, BackoffPolicy
-from manta.delivery.sending import Burst, outcome_of
 from manta.delivery.throttle import Connections, Grant, Lane
-from manta.delivery.transaction import Envelope
-from manta.errors import Fenced, InvalidRequest, MantaError, RetryableError
+from manta.errors import Fenced, MantaError, RetryableError
 from manta.ids import MessageRef
 from manta.schema import ATTRIBUTE_PREFIX
 
@@ -52,51 +48,6 @@ class LaneSettings:
     backoff: BackoffPolicy = field(default_factory=BackoffPolicy)
 
 
-class Connection(Protocol):
-    """``actors.io.smtp.SmtpConnection``."""
-
-    @property
-    def usable(self) -> bool: ...
-    @property
-    def is_open(self) -> bool: ...
-    @property
-    def room(self) -> int: ...
-    async def send_burst(
-        self, envelopes: Sequence[Envelope], begin_within_s: float
-    ) -> list[Reply]: ...
-    def stop(self, why: str) -> None: ...
-    async def quit(self) -> None: ...
-    def abort(self) -> None: ...
-
-
-class Compose(Protocol):
-    """``manta.content.composer.Composer``."""
-
-    def compose(self, row: Any, ref: MessageRef, now: datetime) -> Any: ...
-
-
-Connect = Callable[[Lane, int], Awaitable[Connection | Reply]]
-
-
-@dataclass(eq=False)
-class _Lease:
-    """A granted lease, its rows ready for composing."""
-
-    lease_id: int
-    until_s: float  # when its permits lapse
-    rows: dict[MessageRef, dict[str, Any]]
-    composers: dict[int, Compose]
-
-
-@dataclass(eq=False)
-class _OnWire:
-    """A burst on a connection, for who wants to stop it."""
-
-    connection: Connection
-    campaigns: frozenset[int]
-    refs: frozenset[MessageRef]
-
-
 class LaneRun:
     """The lane's work. ``assign`` wakes it; ``run`` returns when it has been idle for long."""
 
@@ -104,21 +55,22 @@ class LaneRun:
         self.lane = lane
         self._sender = sender
         self._clock = sender.clock
-        self._settings = sender.settings.lane
+        self.settings = sender.settings.lane
         self._domains: tuple[str, ...] | None = None
         self._work: dict[int, None] = {}  # shards with due rows, in turn
         self._asking: dict[int, float] = {}  # shards that are being asked, since when
-        self._ready: deque[_Lease] = deque()
-        self._workers: set[asyncio.Task[None]] = set()
-        self._on_wire: set[_OnWire] = set()
+        self.ready: deque[GrantedLease] = deque()
+        self._workers: dict[Worker, asyncio.Task[None]] = {}
+        self.on_wire: set[OnWire] = set()
         self._moved = asyncio.Event()  # something changed that the loop may wait for
-        self._has_lease = asyncio.Event()
+        self.has_lease = asyncio.Event()
         self._held = Connections(0, 0.0, 1)
         self._held_until_s = float("-inf")
         self._hold_asked_s = float("-inf")
         self._unused = 0
+        self._permits_from_s = float("-inf")
         self._backoff = CALM
-        self._pace_per_s = self._settings.first_pace_per_s
+        self._pace_per_s = self.settings.first_pace_per_s
         self._pace_since_s = self._progress_s = self._clock.monotonic()
         self._paced = 0
         self._trouble = ""
@@ -130,13 +82,13 @@ class LaneRun:
 
     def revoke(self, campaign_id: int | None, refs: set[Any]) -> None:
         """Stop bursts that hold something withdrawn: what is not begun goes back."""
-        for burst in self._on_wire:
+        for burst in self.on_wire:
             if campaign_id in burst.campaigns or not burst.refs.isdisjoint(refs):
                 burst.connection.stop("withdrawn before it was sent")
 
     def abort(self) -> None:
         """Close everything at once: this incarnation is over."""
-        for burst in self._on_wire:
+        for burst in self.on_wire:
             burst.connection.abort()
 
     def status(self) -> dict[str, Any]:
@@ -146,8 +98,8 @@ class LaneRun:
             "site": self.lane.site,
             "shards": sorted({*self._work, *self._asking}),
             "connections": len(self._workers),
-            "connections_held": self._may_hold,
-            "on_wire": sum(len(burst.refs) for burst in self._on_wire),
+            "connections_held": self.may_hold,
+            "on_wire": sum(len(burst.refs) for burst in self.on_wire),
             "pace_per_s": round(self._pace_per_s, 1),
             "backoff_s": round(self._backoff.wait_s(now_s), 1),
             "connection_failures": self._backoff.failures,
@@ -161,10 +113,10 @@ class LaneRun:
         while True:
             self._moved.clear()
             now_s = self._clock.monotonic()
-            self._return_lapsed(now_s)
-            if self._work or self._asking or self._ready or self._on_wire:
+            self.return_lapsed(now_s)
+            if self._work or self._asking or self.ready or self.on_wire:
                 idle_since_s = now_s
-            elif now_s - idle_since_s >= self._settings.idle_s:
+            elif now_s - idle_since_s >= self.settings.idle_s:
                 return
             pause_s = await self._step(now_s)
             if pause_s > 0:
@@ -172,10 +124,10 @@ class LaneRun:
 
     async def close(self, *, release: bool) -> None:
         """End the workers and their connections; ``release``: tell the Throttle."""
-        workers = list(self._workers)
-        for worker in workers:
-            worker.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)
+        tasks = list(self._workers.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         if release and self._held.held:
             try:
                 await self._throttle("hold", 0)
@@ -184,26 +136,32 @@ class LaneRun:
 
     async def _step(self, now_s: float) -> float:
         """One look; seconds to wait for something to move."""
-        idle_s = self._settings.idle_s
-        if not self._work and not self._ready:
-            return idle_s if not (self._asking or self._on_wire) else self._settings.stalled_s
-        backoff_s = self._backoff.wait_s(now_s)
-        if backoff_s:
-            return min(backoff_s, idle_s)
+        idle_s = self.settings.idle_s
+        if not self._work and not self.ready:
+            return idle_s if not (self._asking or self.on_wire) else self.settings.stalled_s
+        pause_s = self._backoff.wait_s(now_s)
+        if not self.ready:  # no connection is kept open for permits that are far away
+            pause_s = max(pause_s, self._permits_from_s - now_s)
+        if pause_s > 0:
+            return min(pause_s, idle_s)
         if not await self._hold(now_s):
-            return self._settings.trouble_pause_s
+            return self.settings.trouble_pause_s
         self._add_worker(now_s)
+        if not any(worker.is_connected for worker in self._workers):
+            self.has_lease.set()  # whoever waits for one looks at its connection
         if self._is_stalled(now_s) or not self._wants_lease(now_s):
-            return self._settings.stalled_s
+            return self.settings.stalled_s
+        if now_s < self._permits_from_s:
+            return min(self._permits_from_s - now_s, idle_s)
         return await self._lease(now_s)
 
     async def _hold(self, now_s: float) -> bool:
         """Keep the right to connections; whether there is any."""
-        wants_more = len(self._workers) >= self._may_hold and self._is_busy(now_s)
-        urgent = wants_more or not self._may_hold
-        every_s = self._settings.hold_soon_s if urgent else self._settings.hold_every_s
+        wants_more = len(self._workers) >= self.may_hold and self._is_busy(now_s)
+        urgent = wants_more or not self.may_hold
+        every_s = self.settings.hold_soon_s if urgent else self.settings.hold_every_s
         if now_s - self._hold_asked_s < every_s:
-            return self._may_hold > 0
+            return self.may_hold > 0
         wanted = max(1, 2 * len(self._workers) if wants_more else len(self._workers))
         self._hold_asked_s = now_s
         try:
@@ -211,35 +169,32 @@ class LaneRun:
             self._held_until_s = now_s + self._held.valid_s
         except RetryableError as error:
             self._trouble = f"no connections from the Throttle: {error}"
-        return self._may_hold > 0
-
-    @property
-    def _may_hold(self) -> int:
-        """Connections that the Throttle has granted and that have not lapsed."""
-        return self._held.held if self._clock.monotonic() < self._held_until_s else 0
+        return self.may_hold > 0
 
     def _is_busy(self, now_s: float) -> bool:
         """Every connection is on the wire and moves on, and the processor has time for more."""
         return (
-            bool(self._ready)
-            and len(self._on_wire) >= len(self._workers)
-            and now_s - self._progress_s < self._settings.stalled_s
+            bool(self.ready)
+            and len(self.on_wire) >= len(self._workers)
+            and now_s - self._progress_s < self.settings.stalled_s
             and self._sender.composing < 2
         )
 
     def _is_stalled(self, now_s: float) -> bool:
-        busy = bool(self._workers) and len(self._on_wire) >= len(self._workers)
-        return busy and now_s - self._progress_s > self._settings.stalled_s
+        busy = bool(self._workers) and len(self.on_wire) >= len(self._workers)
+        return busy and now_s - self._progress_s > self.settings.stalled_s
 
     def _wants_lease(self, now_s: float) -> bool:
-        fresh = [s for s in self._asking.values() if now_s - s < self._settings.lease_seconds]
-        if len(self._ready) + len(fresh) >= self._settings.leases_ahead:
+        fresh = [s for s in self._asking.values() if now_s - s < self.settings.lease_seconds]
+        if len(self.ready) + len(fresh) >= self.settings.leases_ahead:
             return False
-        return not self._work.keys() <= self._asking.keys()
+        connected = any(worker.is_connected for worker in self._workers)
+        return connected and not self._work.keys() <= self._asking.keys()
 
     def _add_worker(self, now_s: float) -> None:
-        if not self._workers or (len(self._workers) < self._may_hold and self._is_busy(now_s)):
-            self._workers.add(self._sender.spawn(self._work_connection()))
+        if not self._workers or (len(self._workers) < self.may_hold and self._is_busy(now_s)):
+            worker = Worker(self._sender, self)
+            self._workers[worker] = self._sender.spawn(worker.run())
 
     async def _throttle(self, method: str, *arguments: Any) -> Any:
         return await self._sender.ports.throttle.call(
@@ -256,9 +211,10 @@ class LaneRun:
             grant = Grant(*await self._throttle("grant", wanted, unused))
         except RetryableError as error:
             self._trouble = f"no permits from the Throttle: {error}"
-            return self._settings.trouble_pause_s
+            return self.settings.trouble_pause_s
         if not grant.permits:
-            return min(max(grant.wait_s, 0.01), self._settings.idle_s)
+            self._permits_from_s = now_s + max(grant.wait_s, 0.01)
+            return 0.0
         self._trouble = ""
         shard = next(s for s in self._work if s not in self._asking)
         del self._work[shard]
@@ -267,7 +223,7 @@ class LaneRun:
         return 0.0
 
     def _lease_rows(self) -> int:
-        settings = self._settings
+        settings = self.settings
         rows = int(self._pace_per_s * settings.lease_seconds)
         return min(max(rows, settings.lease_rows_min), settings.lease_rows_max)
 
@@ -306,7 +262,7 @@ class LaneRun:
             if isinstance(answer, RetryableError):
                 # It may have been granted and the answer lost: the same name asks again.
                 self._trouble = f"shard {shard}: {answer}"
-                pause_s = self._settings.trouble_pause_s * sender.random.uniform(0.5, 1.5)
+                pause_s = self.settings.trouble_pause_s * sender.random.uniform(0.5, 1.5)
                 await asyncio.sleep(pause_s)
                 continue
             if isinstance(answer, MantaError):
@@ -331,168 +287,66 @@ class LaneRun:
             logger.warning("%s: no content: %s", self._sender.name, error)
             self._trouble = f"no content: {error}"
             self._give_back(lease_id, f"content is not to be had: {error}")
-            await asyncio.sleep(self._settings.trouble_pause_s)
+            await asyncio.sleep(self.settings.trouble_pause_s)
             return
         names = [name.removeprefix(ATTRIBUTE_PREFIX) for name in rows.column_names]
         by_ref = {
             MessageRef(row["subscriber_id"], row["message_key"]): row
             for row in rows.rename_columns(names).to_pylist()
         }
-        self._ready.append(_Lease(lease_id, until_s, by_ref, composers))
-        self._has_lease.set()
+        self.ready.append(GrantedLease(lease_id, until_s, by_ref, composers))
+        self.has_lease.set()
 
-    def _return_lapsed(self, now_s: float) -> None:
-        while self._ready and self._ready[0].until_s <= now_s:
-            self._give_back(self._ready.popleft().lease_id, "permits lapsed before it was sent")
-
-    def _return_ready(self, reason: str) -> None:
-        while self._ready:
-            self._give_back(self._ready.popleft().lease_id, reason)
+    def return_lapsed(self, now_s: float) -> None:
+        while self.ready and self.ready[0].until_s <= now_s:
+            self._give_back(self.ready.popleft().lease_id, "permits lapsed before it was sent")
 
     def _give_back(self, lease_id: int, reason: str) -> None:
         if lease_id in self._sender.sending.leases:
             self._sender.sending.give_back(lease_id, self._clock.now(), reason)
             self._sender.settle_now(lease_id)
 
-    # -- connections -------------------------------------------------------------------------------
+    # -- for the workers ---------------------------------------------------------------------------
 
-    async def _work_connection(self) -> None:
-        """One connection after the other, burst after burst, until there is nothing to do."""
-        connection: Connection | None = None
-        try:
-            while len(self._workers) <= self._may_hold:
-                if connection is None or not connection.usable:
-                    if connection is not None:
-                        await connection.quit()
-                    connection = await self._connect()
-                    if connection is None:
-                        return
-                lease = await self._next_lease()
-                if lease is None:
-                    return
-                await self._next_burst(connection, lease)
-        finally:
-            # Out of the count at once, so that the others see what is left.
-            self._workers.discard(cast("asyncio.Task[None]", asyncio.current_task()))
-            self._moved.set()
-            if connection is not None:
-                if self._sender.ended:
-                    connection.abort()
-                else:
-                    await connection.quit()
+    @property
+    def may_hold(self) -> int:
+        """Connections that the Throttle has granted and that have not lapsed."""
+        return self._held.held if self._clock.monotonic() < self._held_until_s else 0
 
-    async def _connect(self) -> Connection | None:
-        opened = await self._sender.ports.connect(self.lane, self._held.messages_per_connection)
-        if not isinstance(opened, Reply):
-            return opened
-        now_s = self._clock.monotonic()
-        self._backoff = self._backoff.failed(self._settings.backoff, now_s, self._sender.random)
-        self._trouble = f"no connection: {opened.code or ''} {opened.text}".strip()
-        if len(self._workers) <= 1:
-            self._return_ready(self._trouble)
-        return None
+    @property
+    def messages_per_connection(self) -> int:
+        return self._held.messages_per_connection
 
-    async def _next_lease(self) -> _Lease | None:
-        """The lease to go on with; None after a long time without any."""
-        while not self._ready:
-            self._has_lease.clear()
-            if not await wait_at_most(self._has_lease, self._settings.idle_s):
-                return None
-        return self._ready[0]
+    @property
+    def has_too_many_workers(self) -> bool:
+        return len(self._workers) > self.may_hold
 
-    async def _next_burst(self, connection: Connection, lease: _Lease) -> None:
-        now_s, now = self._clock.monotonic(), self._clock.now()
-        self._return_lapsed(now_s)
-        if not self._ready or self._ready[0] is not lease:
-            return
-        limit = min(self._settings.burst_messages, connection.room)
-        burst = self._sender.sending.take_burst(lease.lease_id, limit, now_s, now)
-        if burst is None:
-            self._ready.popleft()
-            self._sender.settle_now(lease.lease_id)
-            self._moved.set()
-            return
-        on_wire = _OnWire(
-            connection,
-            frozenset(lease.rows[ref]["campaign_id"] for ref in burst.refs),
-            frozenset(burst.refs),
-        )
-        self._on_wire.add(on_wire)
+    def connected(self) -> None:
         self._moved.set()
-        try:
-            await self._send(connection, lease, burst)
-        finally:
-            self._on_wire.discard(on_wire)
 
-    async def _send(self, connection: Connection, lease: _Lease, burst: Burst) -> None:
-        """Store the attempts, compose meanwhile, send, and note the outcomes."""
-        sender, sending = self._sender, self._sender.sending
-        sender.want_journal()
-        composed = await sender.in_compose_thread(lambda: self._compose(lease, burst))
-        await sender.until(lambda: burst.is_stored or burst.is_refused)
-        now_s, now = self._clock.monotonic(), self._clock.now()
-        envelopes = []
-        for ref in sending.on_the_wire(burst, now_s, now):
-            mail = composed[ref]
-            if isinstance(mail, Envelope):
-                envelopes.append(mail)
-            else:
-                outcome = Outcome(*ref, OutcomeKind.FAILED, now, mail, source=self.lane.source)
-                sender.decide(burst.lease_id, outcome)
-        if envelopes:
-            checked_s = sending.leases[burst.lease_id].checked_s
-            fresh_s = min(checked_s + sending.settings.fresh_s, lease.until_s) - now_s
-            replies = await connection.send_burst(envelopes, max(0.0, fresh_s))
-            self._note(connection, burst, envelopes, replies)
-        sender.want_journal()
+    def gone(self, worker: Worker) -> None:
+        """A worker stops: it counts no more, so that the others see what is left."""
+        self._workers.pop(worker, None)
+        self._moved.set()
 
-    def _compose(self, lease: _Lease, burst: Burst) -> dict[MessageRef, Envelope | str]:
-        """Each message's envelope, or why it cannot be made. Runs on the composing thread."""
-        composed: dict[MessageRef, Envelope | str] = {}
-        now = self._clock.now()
-        for ref in burst.refs:
-            row = lease.rows[ref]
-            try:
-                mail = lease.composers[row["campaign_id"]].compose(row, ref, now)
-                composed[ref] = Envelope(mail.mail_from, mail.rcpt_to, mail.data, ref)
-            except InvalidRequest as error:
-                composed[ref] = f"cannot be composed: {error}"
-            except Exception as error:
-                logger.exception("composing failed")
-                composed[ref] = f"cannot be composed: {type(error).__name__}"
-        return composed
+    def failed(self, trouble: str) -> None:
+        """A connection could not be had, or broke before it carried anything."""
+        self._trouble = trouble
+        now_s, random = self._clock.monotonic(), self._sender.random
+        self._backoff = self._backoff.failed(self.settings.backoff, now_s, random)
+        if not any(worker.is_connected for worker in self._workers):
+            while self.ready:
+                self._give_back(self.ready.popleft().lease_id, trouble)
 
-    def _note(
-        self,
-        connection: Connection,
-        burst: Burst,
-        envelopes: Sequence[Envelope],
-        replies: Sequence[Reply],
-    ) -> None:
-        sender, now = self._sender, self._clock.now()
-        accepted = 0
-        for envelope, reply in zip(envelopes, replies, strict=True):
-            ref = envelope.ref
-            if reply.verdict is Verdict.NOT_SENT and connection.is_open:
-                # Nothing was wrong: it was withdrawn, or its time was up. It may go at once.
-                outcome = Outcome(*ref, OutcomeKind.RETURNED, now, reply.text)
-            else:
-                attempts = sender.sending.attempts_before(burst.lease_id, ref)
-                source = self.lane.source
-                settings = sender.settings.sending
-                outcome = outcome_of(ref, reply, attempts, source, now, sender.random, settings)
-            sender.decide(burst.lease_id, outcome)
-            accepted += reply.verdict is Verdict.ACCEPTED
-        self._keep_pace(len(envelopes))
-        if accepted:
-            self._backoff = CALM
-        elif not connection.is_open:
-            self._trouble = f"a connection broke: {replies[-1].text}"
-            self._backoff = self._backoff.failed(
-                self._settings.backoff, self._clock.monotonic(), sender.random
-            )
+    def succeeded(self) -> None:
+        self._backoff = CALM
 
-    def _keep_pace(self, messages: int) -> None:
+    def taken(self) -> None:
+        """A burst was taken, or a lease used up: there may be room for another."""
+        self._moved.set()
+
+    def progressed(self, messages: int) -> None:
+        """So many messages have an outcome."""
         now_s = self._clock.monotonic()
         self._progress_s = now_s
         self._paced += messages
@@ -501,13 +355,3 @@ class LaneRun:
             # A pause without work says nothing about the pace.
             self._pace_per_s += 0.5 * (self._paced / min(span_s, 2.0) - self._pace_per_s)
             self._paced, self._pace_since_s = 0, now_s
-
-
-async def wait_at_most(event: asyncio.Event, seconds: float | None) -> bool:
-    """Whether the event was set in time. (``wait_for`` of Python 3.11 can swallow a cancel.)"""
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        return False
-    return True

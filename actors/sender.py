@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Protocol, TypeVar
 
-from actors.lanes import Compose, Connect, LaneRun, LaneSettings, wait_at_most
+from actors.bursts import Compose, Connect, wait_at_most
+from actors.lanes import LaneRun, LaneSettings
 from manta.clock import Clock
 from manta.delivery.attempts import AttemptJournal, History, JournalPort, resolve
 from manta.delivery.outcomes import Outcome
@@ -157,6 +158,7 @@ class Sender:
         self, source: str, site: str, domains: Sequence[str] | None, shards: Sequence[int]
     ) -> None:
         """These shards have due work for a lane. ``domains`` are the site's; None: every one."""
+        self._require_ready()
         unknown = [s for s in shards if not 0 <= s < self.ports.shards.count]
         if unknown:
             raise InvalidRequest(
@@ -213,9 +215,14 @@ class Sender:
 
     @property
     def sending(self) -> Sending:
+        self._require_ready()
+        assert self._sending is not None
+        return self._sending
+
+    def _require_ready(self) -> None:
+        """Until the journal is taken over and every shard knows, nothing is begun."""
         if not self._settle_wanted or self._sending is None or self.ended:
             raise NotReady(f"{self.name} is starting")
-        return self._sending
 
     def end(self, reason: str) -> None:
         """This incarnation is over: nothing more may go out."""

@@ -166,6 +166,7 @@ class FakeServer:
         self.opened = 0
         self.open_most = 0
         self.bursts: list[int] = []
+        self.last: FakeConnection | None = None
 
     async def connect(self, lane: Lane, messages_max: int) -> Any:
         await asyncio.sleep(0)
@@ -174,7 +175,8 @@ class FakeServer:
         self.open += 1
         self.opened += 1
         self.open_most = max(self.open_most, self.open)
-        return FakeConnection(self, messages_max)
+        self.last = FakeConnection(self, messages_max)
+        return self.last
 
 
 class FakeConnection:

@@ -10,7 +10,7 @@ import pytest
 
 from actors.sender import SenderSettings
 from manta.delivery.campaign import CampaignState
-from manta.delivery.planning import SetCampaign
+from manta.delivery.planning import PlanCampaign, SetCampaign
 from manta.delivery.replies import Reply, Verdict, classify
 from manta.delivery.transaction import Envelope
 from manta.errors import NotReady, OutcomeUnknown, StoreUnavailable
@@ -125,6 +125,27 @@ async def test_lost_answers_of_shards_are_asked_for_again():
     async with house.running():
         await house.until_states(accepted=20)
     assert set(house.server.sent.values()) == {1}
+
+
+async def test_a_connection_that_was_closed_while_idle_is_replaced_before_anything_is_attempted():
+    house = House(people(4), shards=1, connections_max=1)
+    async with house.running(replace(QUICK, lane=replace(QUICK.lane, idle_s=5.0))):
+        await house.until_states(accepted=4)
+        house.server.last.is_open = False
+        shard = house.shards.shards[0]
+        shard.person("late@b.example")
+        shard.answer(PlanCampaign(7))
+        await house.until_states(accepted=5)
+    assert house.server.opened == 2
+    assert house.shards.ledger("attempts, reason", "attempts <> 1") == []
+
+
+async def test_a_slow_lane_keeps_no_connection_while_it_waits_for_permits():
+    house = House(people(10), shards=1, rate_per_s=0.1, burst=1)
+    async with house.running(replace(QUICK, lane=replace(QUICK.lane, idle_s=0.05))):
+        await house.until_states(accepted=1, planned=9)
+        await asyncio.sleep(0.5)
+    assert house.server.opened <= 2
 
 
 async def test_a_shard_that_is_away_does_not_stop_the_others():
@@ -244,6 +265,15 @@ async def test_calls_before_the_start_are_not_ready():
         await sender.revoke(7)
     assert (await sender.status())["ready"] is False
     await sender.stop()
+
+
+async def test_a_lane_given_during_the_take_over_is_refused_and_does_no_harm():
+    house = House(people(3))
+    sender = house.sender()
+    sender._ports = await sender._find_ports()  # as far as a start comes before it takes over
+    with pytest.raises(NotReady):
+        await sender.assign("relay", "relay", None, [0])
+    assert not sender.ended and not sender._lanes
 
 
 async def test_the_start_waits_for_shards_and_ends_where_its_own_fence_is_undecided():
