@@ -332,7 +332,7 @@ def _is_parquet(path: Path) -> bool:
 
 def _parquet(path: Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(path, page_checksum_verification=True)
     except (pa.ArrowInvalid, OSError) as error:
         raise InvalidRequest(
             f"the Parquet file cannot be read: {error!s:.200}", path="file", expected="Parquet"
@@ -359,7 +359,18 @@ def _plan_parquet(
 def _parquet_blocks(path: Path, batch_rows: int) -> Iterator[tuple[list[pa.Array], Rows, int]]:
     size, file = path.stat().st_size, _parquet(path)
     total, done = file.metadata.num_rows, 0
-    for batch in file.iter_batches(batch_rows):
+    batches = file.iter_batches(batch_rows)
+    while True:
+        try:
+            batch = next(batches, None)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InvalidRequest(
+                f"the Parquet file is damaged: {error!s:.200}",
+                path="file",
+                expected="the whole file; the rows before the damage were read",
+            ) from None
+        if batch is None:
+            return
         lines = list(range(done + 1, done + batch.num_rows + 1))
         done += batch.num_rows
         yield batch.columns, Rows([], lines, []), size * done // max(total, 1)

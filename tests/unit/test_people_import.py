@@ -332,6 +332,21 @@ def test_parquet_with_its_own_types(tmp_path):
     assert [(r.line, r.reason.split(" ")[0]) for r in batch.rejects] == [(2, "Email:"), (3, "no")]
 
 
+def test_a_damaged_parquet_gives_what_is_before_the_damage_and_an_error(tmp_path):
+    path = tmp_path / "p.parquet"
+    emails = [f"p{n * 7919 % 100_003}@example.com" for n in range(20_000)]
+    pq.write_table(pa.table({"email": emails}), path, row_group_size=5_000, compression="zstd")
+    content = bytearray(path.read_bytes())
+    end = len(content) * 3 // 4
+    content[end : end + 9_000] = bytes(9_000)
+    path.write_bytes(content)
+    rows = 0
+    with pytest.raises(InvalidRequest, match="damaged"):
+        for batch in read_people(path, plan_import(path, {}), 1_000):
+            rows += batch.rows.num_rows
+    assert 5_000 <= rows < 20_000
+
+
 def test_the_rejects_file(tmp_path, people):
     path = tmp_path / "rejects.csv"
     with rejects_file(path) as file:
@@ -541,3 +556,34 @@ def test_audiences_are_read_in_pages(cluster, tmp_path):
         page(columns=["shoe"])
     with pytest.raises(InvalidRequest):
         page(limit=0)
+
+
+def test_a_file_with_everything_wrong_loses_no_good_row(tmp_path):
+    good = [f"p{n}@example.com,Name {n},{n}" for n in range(8)]
+    path = tmp_path / "p.csv"
+    path.write_bytes(
+        b"\xef\xbb\xbfemail,name,n\r\n"
+        + good[0].encode() + b"\r\n"
+        + b'torn@example.com,"Bob,1\r\n'
+        + good[1].encode() + b"\r\n"
+        + b"long@example.com," + b"x" * 10_000_000 + b",1\r\n"
+        + good[2].encode() + b"\r\n"
+        + b"nul@example.com,\0,1\r\n"
+        + good[3].encode() + b"\n"
+        + b"ragged@example.com,1\n"
+        + good[4].encode() + b"\n"
+        + b"bytes\xff@example.com,x,1\n"
+        + good[5].encode() + b"\n"
+        + b'after@example.com,"x"y,1\n'
+        + good[6].encode() + b"\n"
+        + b"p1@example.com\r\nBcc: q@example.com,x,1\n"
+        + good[7].encode()
+    )  # fmt: skip
+    plan = plan_import(path, {"n": AttributeType.NUMBER})
+    batches = list(read_people(path, plan))
+    emails = [e for batch in batches for e in batch.rows["email"].to_pylist()]
+    assert emails == [f"p{n}@example.com" for n in range(8)]
+    rejects = [reject for batch in batches for reject in batch.rejects]
+    assert [reject.line for reject in rejects] == [3, 5, 7, 9, 11, 13, 15, 16]
+    assert all(reject.reason for reject in rejects)
+    assert max(len(reject.raw) for reject in rejects) <= 10_000
