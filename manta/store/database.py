@@ -140,6 +140,8 @@ class ShardDatabase(Reader):
             "threads": "1",
             "memory_limit": f"{limit_mb}MB",
             "temp_directory": "",
+            # What a load or a large statement took for a while goes back to the machine.
+            "allocator_background_threads": "true",
             "autoinstall_known_extensions": "false",
             "autoload_known_extensions": "false",
         }
