@@ -68,6 +68,7 @@ def create_campaign(reader: Reader, fields: Mapping[str, Any], now: datetime) ->
         "rule": fields.get("rule"),
         "template_id": fields["template_id"],
         "template_version": None,
+        "attributes": [],
         "topic": str(fields.get("topic") or "newsletter"),
         "kind": str(_one_of(Kind, fields.get("kind") or Kind.MARKETING, "kind")),
         "priority": int(fields.get("priority") or 100),
@@ -90,18 +91,26 @@ def create_campaign(reader: Reader, fields: Mapping[str, Any], now: datetime) ->
 def schedule(
     reader: Reader, id: int, launch_at: datetime, pinned: Mapping[str, Any], now: datetime
 ) -> Defined:
-    """Launch, now or later: pins what it uses (``template_version``, ``definition``)."""
+    """Launch, now or later. ``pinned`` holds ``template_version``, ``attributes`` and ``rule``."""
     document = dict(required(reader, "campaigns", str(id)))
     document |= pinned
     document["launch_at"] = as_text(launch_at)
     _move(document, CampaignState.SCHEDULED, now)
-    if launch_at <= now:
-        _move(document, CampaignState.RUNNING, now)
+    return Defined(document, (_store(document),))
+
+
+def start(reader: Reader, id: int, definition: str, now: datetime) -> Defined:
+    """Its time has come. ``definition`` is the JSON of the plan that every shard gets."""
+    document = dict(required(reader, "campaigns", str(id)))
+    if document["state"] != CampaignState.SCHEDULED:
+        return Defined(document)  # cancelled meanwhile, or started before a crash
+    document["definition"] = definition
+    _move(document, CampaignState.RUNNING, now)
     return Defined(document, (_store(document),))
 
 
 def move_to(reader: Reader, id: int, state: CampaignState, now: datetime) -> Defined:
-    """Pause, resume, cancel, finish, or start what is due. Raises ``Conflict`` if not allowed."""
+    """Pause, resume, cancel or finish. Raises ``Conflict`` where the state forbids it."""
     document = dict(required(reader, "campaigns", str(id)))
     if document["state"] == state:
         return Defined(document)
