@@ -25,8 +25,10 @@ import aiosmtplib
 
 from manta.delivery.replies import Reply, Verdict, printable, reason_of
 from manta.delivery.transaction import Envelope, Offers, Step, Transactions
+from manta.errors import InvalidRequest
 from manta.settings import EgressSource
 
+TLS_MODES = ("none", "opportunistic", "required", "implicit")
 _SLICE_BYTES = 65_536
 
 
@@ -68,6 +70,12 @@ class SmtpConnector:
         limits: SmtpLimits | None = None,
         ca_file: str | None = None,
     ) -> None:
+        if source.tls not in TLS_MODES:
+            raise InvalidRequest(
+                f"egress source {source.name}: no TLS mode {source.tls!r:.40}",
+                path="egress.tls",
+                expected=", ".join(TLS_MODES),
+            )
         self.source = source
         self._password = password
         self._limits = limits or SmtpLimits()

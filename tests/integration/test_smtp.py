@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from actors.io.smtp import SmtpConnection, SmtpConnector, SmtpLimits
 from manta.delivery.replies import Reply, Verdict
 from manta.delivery.transaction import Envelope
+from manta.errors import InvalidRequest
 from manta.settings import EgressSource
 
 QUICK = SmtpLimits(
@@ -255,6 +256,12 @@ async def test_starttls_required_checks_the_certificate(certificate):
         assert verdicts(await connection.send_burst(mails(1))) == ["accepted"]
         await connection.quit()
     assert len(handler.messages) == 4
+
+
+def test_an_unknown_tls_mode_is_refused_at_once():
+    with pytest.raises(InvalidRequest, match="opportunstic") as error:
+        SmtpConnector(EgressSource(tls="opportunstic"))
+    assert "opportunistic" in error.value.expected
 
 
 async def test_starttls_missing():
