@@ -21,7 +21,7 @@ class ShardSettings:
     live_files_max: int = 200
     month_file_bytes: int = 64 << 20
     month_file_bytes_max: int = 256 << 20
-    maintenance_memory_mb: int = 1024
+    maintenance_memory_mb: int = 512
     hot_event_days: int = 400
     final_ledger_days: int = 90
     # What decisions read as `Context.settings`: the workspace's zone, limits and the like.
