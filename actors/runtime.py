@@ -137,24 +137,26 @@ class Caller:
         run, ``OutcomeUnknown`` where it may have.
         """
         handle = self._handle(role)
+        ok, answer = await self._answer(role, handle.call.remote(method, arguments), timeout_s)
+        if ok:
+            return answer
+        raise answer
+
+    async def _answer(self, role: str, reference: Any, timeout_s: float) -> Any:
         try:
-            reference = handle.call.remote(method, arguments)
-            ok, answer = await asyncio.wait_for(reference, timeout_s)
+            return await asyncio.wait_for(reference, timeout_s)
         except TimeoutError:
-            raise OutcomeUnknown(f"{role}.{method} did not answer in {timeout_s:g} s") from None
+            raise OutcomeUnknown(f"{role} did not answer in {timeout_s:g} s") from None
         except ActorUnavailableError as error:
             raise OutcomeUnknown(f"{role} is not reachable: {error}") from None
         except RayActorError as error:
             self._handles.pop(role, None)
-            raise OutcomeUnknown(f"{role} ended during {method}: {error}") from None
+            raise OutcomeUnknown(f"{role} has ended: {error}") from None
         except RayError as error:
             cause = getattr(error, "cause", None)
             if isinstance(cause, MantaError):
                 raise cause from None
             raise
-        if ok:
-            return answer
-        raise answer
 
     def push(self, role: str, method: str, *arguments: Any) -> None:
         """Call without waiting; a loss is the caller's plan."""
@@ -168,7 +170,7 @@ class Caller:
 
     async def pid(self, role: str) -> int:
         """The process id of the actor's present incarnation."""
-        return int(await asyncio.wait_for(self._handle(role).pid.remote(), 30))
+        return int(await self._answer(role, self._handle(role).pid.remote(), 30.0))
 
     def _handle(self, role: str) -> ActorHandle:
         handle = self._handles.get(role)

@@ -77,6 +77,7 @@ async def test_without_its_journal_a_dead_senders_messages_are_uncertain(
 
         await world.until(begun, 60, "the campaign begins")
         pid = await world.kill(settings, "sender-00", signal.SIGSTOP)
+        await asyncio.sleep(1)  # for a lease that was being granted
         held = await world.accounting(handles, campaign)
         shutil.rmtree(Path(settings.root) / "robbed" / "journal" / "sender=00")
         os.kill(pid, signal.SIGKILL)

@@ -14,8 +14,10 @@ def test_the_edge_configuration_is_one_that_haproxy_accepts(tmp_path: Path) -> N
     binary = haproxy()
     certificate = tmp_path / "tls.pem"
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=x"]
-        + ["-keyout", certificate, "-out", tmp_path / "cert.pem"],
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"),
+            *("-subj", "/CN=x", "-keyout", certificate, "-out", tmp_path / "cert.pem"),
+        ],
         check=True,
         capture_output=True,
     )

@@ -123,9 +123,11 @@ async def import_people(handles: Handles, rows: pa.Table, topic: str = "newslett
         )
 
 
-async def launch(handles: Handles, rule: dict[str, Any], **fields: Any) -> int:
+async def launch(
+    handles: Handles, rule: dict[str, Any], content: dict[str, str] = TEMPLATE, **fields: Any
+) -> int:
     """A campaign to everybody who fits the rule; its number."""
-    template = await handles.catalog.call("save_template", TEMPLATE)
+    template = await handles.catalog.call("save_template", content)
     campaign = await handles.director.call(
         "create", {"name": "Test", "rule": rule, "template_id": template["template_id"]} | fields
     )
