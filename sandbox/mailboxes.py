@@ -112,9 +112,10 @@ class Mailboxes:
             )
         ) as cursor:
             mails = [Mail(*row) for row in cursor.fetchall()]
-        return [(mail, self._acts(mail.id)) for mail in mails]
+        return [(mail, self.acts(mail.id)) for mail in mails]
 
-    def _acts(self, mail_id: int) -> list[str]:
+    def acts(self, mail_id: int) -> list[str]:
+        """What the person did with a mail, in order."""
         rows = self._database.execute(
             "SELECT act FROM acts WHERE mail_id = ? ORDER BY at", (mail_id,)
         )

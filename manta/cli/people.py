@@ -99,12 +99,17 @@ def _bar(title: str) -> Iterator[Any]:
         TextColumn("{task.fields[rows]:,} rows, {task.fields[speed]:,.0f}/s"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(title, total=1.0, rows=0, speed=0.0)
+    progress = Progress(*columns, console=Console(stderr=True))
+    task = progress.add_task(title, total=1.0, rows=0, speed=0.0)
 
-        def advance(rows: int, part: float) -> None:
-            elapsed_s = progress.tasks[0].elapsed or 0.0
-            speed = rows / elapsed_s if elapsed_s else 0.0
-            progress.update(task, completed=part, rows=rows, speed=speed)
+    def advance(rows: int, part: float) -> None:
+        progress.start()  # only now: what was wrong at once is said without a bar
+        elapsed_s = progress.tasks[0].elapsed or 0.0
+        speed = rows / elapsed_s if elapsed_s else 0.0
+        progress.update(task, completed=part, rows=rows, speed=speed)
 
+    try:
         yield advance
+    finally:
+        if progress.live.is_started:
+            progress.stop()

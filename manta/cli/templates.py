@@ -51,7 +51,7 @@ def create(
 ) -> None:
     with door(context).client() as client:
         made = client.create_template(name, **content_of(folder, sender, sender_name))
-    say(f"template {made['id']}")
+    say(f"template {made['template_id']}")
 
 
 @app.command(help="The mail that a real person would get.")

@@ -34,10 +34,9 @@ def record_events(http: Http, events: pd.DataFrame | Iterable[Mapping[str, Any]]
 
 def _records(events: Any) -> Iterator[dict[str, Any]]:
     if hasattr(events, "to_dict"):  # a DataFrame
-        events = (
-            dict(zip(events.columns, row, strict=True))
-            for row in events.itertuples(index=False, name=None)
-        )
+        names = list(events.columns)
+        rows = events.itertuples(index=False, name=None)
+        events = (dict(zip(names, row, strict=True)) for row in rows)
     for event in events:
         yield {name: _plain(value) for name, value in event.items() if not _is_missing(value)}
 

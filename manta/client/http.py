@@ -130,8 +130,8 @@ class Http:
 class Retries:
     """The pauses of one request, until its time is over."""
 
-    def __init__(self, retry_s: float = RETRY_S) -> None:
-        self._until = time.monotonic() + retry_s
+    def __init__(self) -> None:
+        self._until = time.monotonic() + RETRY_S
         self._pause_s = FIRST_PAUSE_S
         self._connects = 0
 

@@ -332,7 +332,7 @@ def _exported(
             # Else the stream came to its time limit: ask for what follows.
         except httpx.TransportError as error:
             retries.after(unreachable(error, http.url))
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowInvalid, OSError) as error:
             retries.after(OutcomeUnknown(f"the answer broke off: {error}"))
 
 

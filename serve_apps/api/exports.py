@@ -132,12 +132,13 @@ class _Pages:
         return _Page(rows, shard + 1, after, shard + 1 >= self._ports.shards.count)
 
     async def all(self, page: _Page) -> AsyncIterator[_Page]:
-        """The first page and those that follow, until the time is over."""
+        """The first page and those that follow, until the time is over; not before a first row."""
         clock = self._ports.clock
-        until = clock.monotonic() + STREAM_S
+        until, rows = clock.monotonic() + STREAM_S, page.rows.num_rows
         yield page
-        while not page.last and clock.monotonic() < until:
+        while not page.last and (rows == 0 or clock.monotonic() < until):
             page = await self.next(page.shard, page.after)
+            rows += page.rows.num_rows
             yield page
 
 
