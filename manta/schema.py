@@ -137,7 +137,7 @@ LEDGER = Table(
         ("reason", "VARCHAR"),  # why suppressed, failed, expired, uncertain
         ("domain", "VARCHAR"),  # of the recipient, lower case
         ("priority", "UTINYINT"),  # 0 first
-        ("engaged_at", "TIMESTAMP"),  # last human open or click when planned; the engaged go first
+        ("engaged_at", "TIMESTAMP"),  # month of the last human act when planned; engaged go first
         ("due_at", "TIMESTAMP"),  # set exactly while planned
         ("expires_at", "TIMESTAMP"),
         ("attempts", "USMALLINT"),

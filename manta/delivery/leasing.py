@@ -122,7 +122,7 @@ class Lease:
         if self.domains is not None:
             sql += " AND domain IN (SELECT unnest(?))"
             params.append(list(self.domains))
-        sql += " ORDER BY engaged_at DESC NULLS LAST LIMIT ?"
+        sql += " ORDER BY engaged_at DESC NULLS LAST, rowid LIMIT ?"
         return [row for (row,) in database.rows(sql, [*params, self.limit + 1])]
 
     def _leased(self, granted: pa.Table, now: datetime) -> Change:

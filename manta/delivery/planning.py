@@ -291,7 +291,11 @@ def plan_rows(
 
 
 def _engaged_at(database: Database, people: list[int]) -> pa.Array:
-    """The last open or click by a human, for each of the people."""
+    """The month of the last open or click by a human, for each of the people.
+
+    By the month, since whoever is leased together then lies together in the table: updating 200
+    rows that are scattered over a million costs ten times as much as 200 neighbours.
+    """
     engaged = dict(
         database.rows(
             "SELECT subscriber_id, max(occurred_at) FROM events"
@@ -300,7 +304,8 @@ def _engaged_at(database: Database, people: list[int]) -> pa.Array:
             [people],
         )
     )
-    return pa.array([engaged.get(person) for person in people], pa.timestamp("us"))
+    instants = pa.array([engaged.get(person) for person in people], pa.timestamp("us"))
+    return pc.floor_temporal(instants, unit="month")
 
 
 def leave_planned(rows: pa.Table, state: State, reason: str, now: datetime) -> Change:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pyarrow as pa
 import pytest
@@ -73,17 +73,17 @@ def test_pages_cover_the_audience_and_repeat_without_effect() -> None:
     assert len(shard.states()) == 5
 
 
-def test_the_last_human_act_before_planning_is_kept() -> None:
+def test_the_month_of_the_last_human_act_before_planning_is_kept() -> None:
     shard = SendingShard(2)
     shard.write(
         *(
             shard_event(1, "opened", 1, None),
-            shard_event(1, "clicked", 2, None),
-            shard_event(1, "opened", 3, '{"machine": true}'),
+            shard_event(1, "clicked", 24 * 31, None),
+            shard_event(1, "opened", 24 * 62, '{"machine": true}'),
         )
     )
     shard.start()
-    assert shard.row(1)["engaged_at"] == START + timedelta(hours=2)
+    assert shard.row(1)["engaged_at"] == datetime(2026, 4, 1)
     assert shard.row(2)["engaged_at"] is None
 
 
