@@ -143,8 +143,8 @@ class Demo:
             )
             ids = people.column("subscriber_id").to_pylist()
             rows = history(ids, SEED, handles.clock.now())
-            await handles.shards.execute(shard, RecordEvents(f"demo-history-{shard}", rows))
-            events += rows.num_rows
+            command = RecordEvents(f"demo-history-{shard}", rows, of_messages=True)
+            events += (await handles.shards.execute(shard, command)).recorded
         self.say(f"recorded {events:,} events of their past year")
 
     def write(self, client: Any) -> int:

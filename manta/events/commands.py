@@ -13,6 +13,7 @@ An event cannot come from the future: one later than receipt + 5 min is set to t
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -68,11 +69,12 @@ class RecordEvents:
 
     key: str | None
     rows: pa.Table
+    of_messages: bool = False  # a past brought from elsewhere: `sent`, `opened` and so on are taken
 
     def decide(self, database: Database, context: Context) -> Decision:
         rows = _conformed(self.rows, ("subscriber_id", "type", "id"), {"id": pa.string()})
         rows = _timed(rows, context)
-        refused = _invalid_rows(rows)
+        refused = _invalid_rows(rows, () if self.of_messages else MESSAGE_EVENTS)
         ids = hash64_each([text or "" for text in rows["id"].to_pylist()])
         rows = rows.drop_columns(["id"]).append_column("event_id", pa.array(ids))
         people = _people(rows, database)
@@ -201,7 +203,7 @@ def _timed(rows: pa.Table, context: Context) -> pa.Table:
     return rows.set_column(at, "occurred_at", pc.if_else(believable, given, now))
 
 
-def _invalid_rows(rows: pa.Table) -> dict[int, tuple[str, str]]:
+def _invalid_rows(rows: pa.Table, reserved: Sequence[str]) -> dict[int, tuple[str, str]]:
     """The rows that are wrong by themselves, each with its first reason."""
     refused: dict[int, tuple[str, str]] = {}
 
@@ -222,7 +224,7 @@ def _invalid_rows(rows: pa.Table) -> dict[int, tuple[str, str]]:
         f"type must be 1 to {TYPE_LENGTH_MAX} letters, digits, spaces or any of _ . : -",
     )
     refuse(
-        pc.is_in(kind, value_set=pa.array([*MESSAGE_EVENTS, *HISTORY_EVENTS])),
+        pc.is_in(kind, value_set=pa.array([*reserved, *HISTORY_EVENTS])),
         "events of this type are written by Manta alone",
     )
     if "item" in rows.column_names:
