@@ -35,9 +35,9 @@ def read_table(body: bytes, rows_max: int) -> pa.Table:
 
 def _read(body: bytes, rows_max: int) -> pa.Table:
     reader = pa.ipc.MessageReader.open_stream(pa.py_buffer(body))
-    first = reader.read_next_message()
-    if first.type != "schema":
-        raise _malformed(f"it begins with a {first.type}")
+    first = next(iter(reader), None)
+    if first is None or first.type != "schema":
+        raise _malformed(f"it begins with {'nothing' if first is None else first.type}")
     schema = pa.ipc.read_schema(first)
     batches: list[pa.RecordBatch] = []
     rows = 0

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from actors.handles import Handles
 from manta.errors import NotFound
+from manta.rules.explain import explain
 from serve_apps import reads
 from serve_apps.api.wiring import LIMIT, Cursor, Key, Limit, Number, Ports, needs
 from serve_apps.bodies import Body
@@ -68,6 +69,15 @@ async def preview(body: Unsaved, ports: Ports) -> dict[str, Any]:
     return await reads.audience(ports, rule, body.sample)
 
 
+class Rule(Body):
+    rule: dict[str, Any]
+
+
+@router.post("/explain", dependencies=[READ], summary="What a rule means, in English")
+async def explain_rule(body: Rule, ports: Ports) -> dict[str, Any]:
+    return {"text": explain(await reads.checked_rule(ports, body.rule))}
+
+
 @router.get("/{number}", dependencies=[READ], summary="A segment")
 async def get_segment(number: Number, ports: Ports) -> dict[str, Any]:
     return await _segment(ports, number)
@@ -79,6 +89,13 @@ async def count(number: Number, ports: Ports) -> dict[str, Any]:
     rule = await reads.checked_rule(ports, segment["rule"])
     found = await reads.audience(ports, rule, 0)
     return {"count": found["count"], "version": segment["version"]}
+
+
+@router.get("/{number}/explain", dependencies=[READ], summary="What it means, in English")
+async def explain_segment(number: Number, ports: Ports) -> dict[str, Any]:
+    segment = await _segment(ports, number)
+    rule = await reads.checked_rule(ports, segment["rule"])
+    return {"text": explain(rule), "version": segment["version"]}
 
 
 @router.get("/{number}/sample", dependencies=[READ], summary="Some of the people in it")

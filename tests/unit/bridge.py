@@ -84,8 +84,13 @@ class Town:
 
     def rows(self, sql: str) -> list[dict[str, Any]]:
         """A statement's rows over all shards."""
-        actors = [a for r, a in self.house.calls.roles.items() if r.startswith("shard-")]
-        return [row for actor in actors for row in actor._store.database.table(sql).to_pylist()]
+        found: list[dict[str, Any]] = []
+        for role, actor in self.house.calls.roles.items():
+            if role.startswith("shard-"):
+                reader = actor._store.reader()
+                found += reader.table(sql).to_pylist()
+                reader.close()
+        return found
 
 
 @contextmanager

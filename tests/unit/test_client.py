@@ -232,6 +232,8 @@ def test_segments_and_templates(manta):
     assert sample["email"] == manta.segment_sample(rule)[0]["email"] == "s1@z.example"
     assert manta.segment(segment["id"])["rule"] == rule
     assert list(manta.export(segment["id"])["email"]) == ["s1@z.example"]
+    assert manta.segment_explain(segment["id"]) == manta.segment_explain(rule)
+    assert "town" in manta.segment_explain(rule)
 
     content = {"subject": "Hello {{ town }}", "html": HTML, "from_email": "n@shop.example"}
     findings = manta.lint(**content, text="{{ nope }}")
