@@ -24,7 +24,7 @@ from manta.store.manifest import Manifests
 from manta.store.objects import open_objects
 
 PEOPLE, EVENTS, TAIL = 250_000, 5_000_000, 200_000
-ROUNDS = 3
+ROUNDS = 5
 AIM_S = 5.0
 
 

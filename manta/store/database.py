@@ -213,6 +213,19 @@ class ShardDatabase(Reader):
 
     # -- around the transactions ----------------------------------------------------------------
 
+    def begin_loading(self) -> None:
+        """Before files and journal: no indexes, and a second thread, since nobody waits yet."""
+        for names in _INDEXES.values():
+            for name in names:
+                self._connection.execute(f"DROP INDEX {name}")
+        self._root.execute("SET threads = 2").fetchall()
+
+    def end_loading(self) -> None:
+        """Build the indexes: afterwards at once, which costs half of keeping them meanwhile."""
+        for table in TABLES.values():
+            self._create_indexes(table)
+        self._root.execute("SET threads = 1").fetchall()
+
     def lock_down(self) -> None:
         """From now on no statement reaches files or changes settings. For good."""
         if not self._locked:
@@ -243,17 +256,15 @@ class ShardDatabase(Reader):
         if key and len(paths) > 1:
             last = f"row_number() OVER (PARTITION BY {key} ORDER BY _sequence DESC) = 1"
             source = f"(SELECT * FROM {PARQUET} QUALIFY {last})"
-        with self._indexed_afterwards(TABLES[table]):
+        with self._keyed_afterwards(TABLES[table]):
             self._connection.execute(
                 f"INSERT INTO {table} ({columns}) SELECT {columns} FROM {source} WHERE {where}",
                 [list(paths), *params],
             )
 
     @contextmanager
-    def _indexed_afterwards(self, table: Table) -> Iterator[None]:
-        """Without key and index for the time of the block: to build them at once costs a third."""
-        for name in _INDEXES.get(table.name, {}):
-            self._connection.execute(f"DROP INDEX {name}")
+    def _keyed_afterwards(self, table: Table) -> Iterator[None]:
+        """Without its key for the time of the block: to build it at once costs a third."""
         if table.key:
             self._connection.execute(f"DROP TABLE {table.name}")
             columns = ", ".join(f"{n} {t}" for n, t in self._types[table.name].items())
@@ -262,7 +273,6 @@ class ShardDatabase(Reader):
         if table.key:
             key = ", ".join(table.key)
             self._connection.execute(f"ALTER TABLE {table.name} ADD PRIMARY KEY ({key})")
-        self._create_indexes(table)
 
     def _create_indexes(self, table: Table) -> None:
         for name, columns in _INDEXES.get(table.name, {}).items():

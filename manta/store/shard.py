@@ -197,6 +197,7 @@ class ShardStore:
         self.epoch, self.sequence = recovered.taken
         base = recovered.manifest or Manifest(0, self.role, self.epoch, 0)
         self.maintenance.start_from(replace(base, epoch=self.epoch))
+        self.database.end_loading()
         self.database.lock_down()
         self.keys.forget(self._now())
         for state in self._hooks:
@@ -205,6 +206,7 @@ class ShardStore:
     def _restore(self, manifest: Manifest | None) -> None:
         self.database.close()
         self.database = self._empty_database()
+        self.database.begin_loading()
         self.tail, self.keys = Tail(), KeyMemory()
         if manifest is not None:
             load_files(self.objects, manifest, self.database, self.keys)
