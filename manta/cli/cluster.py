@@ -7,6 +7,7 @@ beside the data, and ``down`` ends that process and no other.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -18,6 +19,7 @@ from manta.errors import MantaError, NotReady
 Address = Annotated[
     str, typer.Option("--ray", envvar="RAY_ADDRESS", help="host:port of the Ray cluster's head.")
 ]
+DEMO_FOLDER = Path(".manta/demo")
 RAY_ADDRESS = "127.0.0.1:6379"
 STATUS_DEADLINE_S = 10.0
 
@@ -143,7 +145,12 @@ def _about(role: str, found: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in plain.items())
 
 
-def demo() -> None:
+def demo(
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave it running until Ctrl-C, to look around.")
+    ] = False,
+    folder: Annotated[Path, typer.Option(help="For its data; emptied first.")] = DEMO_FOLDER,
+) -> None:
     from sandbox.demo import main
 
-    raise typer.Exit(main() or 0)
+    raise typer.Exit(main(folder, keep=keep))
