@@ -65,7 +65,7 @@ border-radius:8px;padding:.35rem .85rem}button{cursor:pointer}
 .card{background:var(--card);border:1px solid var(--line);border-radius:12px;overflow:auto}
 table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.5rem .9rem;
 border-top:1px solid var(--line);vertical-align:top}thead th{border:0;color:var(--mute);
-font-weight:500}td:nth-child(3){width:50%;overflow-wrap:anywhere}td:first-child{white-space:nowrap}
+font-weight:500}td:nth-child(3){width:40%;overflow-wrap:anywhere}td:first-child{white-space:nowrap}
 .act{display:inline-block;border:1px solid currentColor;border-radius:99px;padding:0 .6rem;
 font-size:.85rem;margin:0 .3rem .2rem 0}.open{color:var(--open)}.click{color:var(--click)}
 .buy{color:var(--buy)}.unsubscribe{color:var(--unsubscribe)}
