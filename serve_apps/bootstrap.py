@@ -184,7 +184,8 @@ def _bind(spec: AppSpec, settings: Settings) -> Any:
         max_queued_requests=spec.queued_max,
         backpressure_config=BackpressureConfig(status_code=503, retry_after_s=RETRY_AFTER_S),
         ray_actor_options={"num_cpus": 0},
-        logging_config={"enable_access_log": False},
+        # Serve makes a log record of each request before a handler drops it; not at this level.
+        logging_config={"enable_access_log": False, "log_level": "WARNING"},
         graceful_shutdown_timeout_s=DOWN_TIMEOUT_S,
     )
     return deployment(serve.ingress()(Replica)).bind()

@@ -1,11 +1,12 @@
 """Gathering: many small things from many requests become one command per shard.
 
-The first item of a batch waits ``GATHER_S`` for company; then the batch goes out unless the one
-before it is still under way, in which case everything that arrives meanwhile goes with it: one
-batch per shard is in flight, so the size follows the load by itself. A batch has a key, so a retry
-after an unknown outcome stores it once. Each item gets a future that is resolved after the commit.
-The batch does not depend on its requests: a client that leaves takes nothing with it. A full queue
-refuses at once.
+One batch per shard is in flight, so its size follows the load by itself; and each waits
+``GATHER_S`` for company first. (Without that wait, clients that ask again at once form two groups
+that follow each other, each with half the size and the same fixed cost.)
+
+A batch has a key, so a retry after an unknown outcome stores it once. Each item gets a future that
+is resolved after the commit. The batch does not depend on its requests: a client that leaves takes
+nothing with it. A full queue refuses at once.
 """
 
 from __future__ import annotations
@@ -91,8 +92,8 @@ class Gatherer(Generic[Item]):
     async def _run(self, shard: int) -> None:
         """Send what there is, batch after batch, until nothing waits."""
         lane = self._lanes[shard]
-        await asyncio.sleep(self._gather_s)
         while lane.items:
+            await asyncio.sleep(self._gather_s)
             count = _prefix(lane.sizes)
             items, lane.items = lane.items[:count], lane.items[count:]
             sizes, lane.sizes = lane.sizes[:count], lane.sizes[count:]
