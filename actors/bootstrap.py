@@ -71,19 +71,43 @@ def roles(settings: Settings) -> list[str]:
 
 
 async def up(settings: Settings, deadline_s: float = UP_DEADLINE_S) -> Handles:
-    """Start what does not run yet and wait until every shard answers."""
+    """Start what does not run yet and wait until every shard answers.
+
+    The Catalog comes first: no shard is started unless its table has as many as the settings.
+    """
     settings = absolute(settings)
     _check_root(settings)
-    for role in roles(settings):
-        name = f"{settings.workspace}/{role}"
-        start_actor(name, _builder(role, settings), environment=PROCESS_ENVIRONMENT)
+    catalog, *others = roles(settings)
+    _start(settings, catalog)
     found = await find(settings, deadline_s)
+    check_shards(settings, found.shards.count)
+    for role in others:
+        _start(settings, role)
     retrying = Retrying(found.clock, SystemRandom(), deadline_s)
     while waiting := [s for s in await found.shards.status() if not s.get("ready")]:
         if not await retrying.pause():
             raise NotReady(f"not every shard is ready: {waiting[0].get('reason', waiting[0])}")
     await found.director.call("status", deadline_s=deadline_s)
     return found
+
+
+def _start(settings: Settings, role: str) -> None:
+    name = f"{settings.workspace}/{role}"
+    start_actor(name, _builder(role, settings), environment=PROCESS_ENVIRONMENT)
+
+
+def check_shards(settings: Settings, count: int) -> None:
+    """Raises ``InvalidRequest`` where the workspace was founded with another number of shards.
+
+    Which shard holds a person follows from that number.
+    """
+    if settings.shards != count:
+        raise InvalidRequest(
+            f"the workspace {settings.workspace} in {settings.root} has {count} shards, and the "
+            f"settings say {settings.shards}",
+            path="shards",
+            expected=f"shards = {count}; people do not move between shards by a setting",
+        )
 
 
 def down(settings: Settings) -> None:

@@ -1,4 +1,8 @@
-"""The Catalog: the definitions of a workspace, journaled. The decisions are manta.definitions'."""
+"""The Catalog: the definitions of a workspace, journaled. The decisions are manta.definitions'.
+
+Its very first start founds the workspace: the table of shards, then a signing key. A crash between
+the two leaves the first, and the next start goes on with the second.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,13 @@ from typing import Any
 
 from actors.journaled import JournaledActor
 from manta import definitions
-from manta.clock import Clock, as_text
+from manta.clock import Clock
 from manta.content.templates import CompiledMail, MailTemplate
 from manta.definitions import Defined
 from manta.errors import NotReady
 from manta.ids import even_ranges
+from manta.rules.nodes import Rule
+from manta.rules.scope import touches, with_segments
 from manta.rules.tree import parse
 from manta.store.documents import Documents
 
@@ -39,7 +45,7 @@ class Catalog(JournaledActor):
         if self._documents.get("shards", "table") is None:
             table = {"first_buckets": even_ranges(self._shards)}
             await self.decide(lambda: Defined(None, (("shards", "table", table),)))
-        if not self._documents.list("token_keys"):
+        if not definitions.token_keys(self._documents):
             await self.rotate_token_key()
 
     async def shard_table(self) -> list[int]:
@@ -76,15 +82,33 @@ class Catalog(JournaledActor):
         )
 
     async def save_segment(self, fields: Mapping[str, Any], key: str | None = None) -> Any:
-        """A new segment or version; its rule is checked against the declared attributes."""
+        """A new segment or version; its rule is checked against the declared attributes and the
+        segments it refers to."""
 
         def decide() -> Defined:
-            rule = parse(fields.get("rule"), definitions.attribute_types(self._documents))
+            rule = self._parsed(fields.get("rule"))
+            with_segments(rule, lambda id: rule if id == fields.get("id") else self._segment(id))
             return definitions.save_segment(
                 self._documents, fields, rule.to_json(), self._clock.now()
             )
 
         return await self.decide(decide, key)
+
+    async def audience(self, rule: Any) -> tuple[dict[str, Any], dict[str, str]]:
+        """A rule as it is now, whole: checked, with the segments it refers to in their place; and
+        the declared types of the attributes that it names."""
+        self._require_ready()
+        whole = with_segments(self._parsed(rule), self._segment)
+        names = touches(whole).attributes
+        types = definitions.attribute_types(self._documents).items()
+        return whole.to_json(), {name: str(kind) for name, kind in types if name in names}
+
+    def _parsed(self, rule: Any) -> Rule:
+        return parse(rule, definitions.attribute_types(self._documents))
+
+    def _segment(self, id: int) -> Rule | None:
+        document = self._documents.get("segments", str(id))
+        return None if document is None else self._parsed(document["rule"])
 
     async def create_api_key(
         self, name: str, scopes: list[str], expires_at: str | None = None
@@ -114,17 +138,16 @@ class Catalog(JournaledActor):
     async def token_keys(self) -> list[dict[str, Any]]:
         """Signing keys of links and return paths, newest last."""
         self._require_ready()
-        keys = sorted(self._documents.list("token_keys"), key=lambda d: d["created_at"])
+        keys = definitions.token_keys(self._documents)
         if not keys:
             raise NotReady("the catalog is being founded")
         return keys
 
     async def rotate_token_key(self) -> None:
         """A new signing key; the old ones go on verifying."""
-        document = {
-            "id": secrets.randbits(32),
-            "key": base64.b64encode(secrets.token_bytes(32)).decode(),
-            "created_at": as_text(self._clock.now()),
-        }
-        change = ("token_keys", str(document["id"]), document)
-        await self.decide(lambda: Defined(None, (change,)))
+        id, key = secrets.randbits(32), base64.b64encode(secrets.token_bytes(32)).decode()
+
+        def decide() -> Defined:
+            return definitions.add_token_key(self._documents, id, key, self._clock.now())
+
+        await self.decide(decide)

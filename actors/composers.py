@@ -1,26 +1,30 @@
 """What a campaign's mails are made of, for Senders: one ``Composer`` per campaign, made once.
 
 A campaign pins its template's version, so a composer never goes stale; only signing keys rotate,
-and the ring is fetched again every ``KEYRING_S``. Composing is pure work without waiting: the
+and the ring is fetched again every ``KEYRING_S``; while the Catalog is away the last one goes on
+signing. Composing is pure work without waiting: the
 Sender decides when.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
+import logging
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from manta.clock import Clock, parse_instant
+from manta.clock import Clock
 from manta.content.composer import Composer, MailSettings
 from manta.content.dkim import DkimSigner
 from manta.content.templates import CompiledMail, MailTemplate
-from manta.content.tokens import Keyring, SigningKey
+from manta.content.tokens import Keyring, keyring_of
+from manta.definitions import TEMPLATE_FIELDS
+from manta.errors import MantaError
 
 KEYRING_S = 600.0
 CAMPAIGNS_MAX = 200
-TEMPLATE_FIELDS = ("subject", "html", "from_email", "from_name", "reply_to", "preheader", "text")
+KEYRING_AGAIN_S = 30.0
+logger = logging.getLogger("manta.actors")
 
 
 class Calls(Protocol):
@@ -53,28 +57,48 @@ class Composers:
         self._return_path_domain = return_path_domain
         self._signers = tuple(signers)
         self._composers: dict[int, Composer] = {}
+        self._documents: list[dict[str, Any]] = []  # what the keyring was made of
         self._keyring: Keyring | None = None
         self._keyring_until_s = 0.0
+        self._asking: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()
 
     async def of_campaign(self, campaign_id: int) -> Composer:
         """The composer of a campaign."""
-        async with self._lock:
+        self._look_for_keys()
+        composer = self._composers.get(campaign_id)
+        if composer is None:
+            async with self._lock:
+                if self._keyring is None:
+                    await self._refresh_keyring()
+                composer = self._composers.get(campaign_id) or await self._make(campaign_id)
+        self._composers.pop(campaign_id, None)
+        self._composers[campaign_id] = composer  # the last one used stands last
+        while len(self._composers) > CAMPAIGNS_MAX:
+            self._composers.pop(next(iter(self._composers)))
+        return composer
+
+    def _look_for_keys(self) -> None:
+        """Ask for the keys from time to time; nobody waits for them where there are some."""
+        is_asking = self._asking is not None and not self._asking.done()
+        is_due = self._clock.monotonic() >= self._keyring_until_s
+        if self._keyring is not None and is_due and not is_asking:
+            self._asking = asyncio.ensure_future(self._refresh_quietly())
+
+    async def _refresh_quietly(self) -> None:
+        try:
             await self._refresh_keyring()
-            composer = self._composers.pop(campaign_id, None)
-            if composer is None:
-                composer = await self._make(campaign_id)
-            self._composers[campaign_id] = composer  # the last one used stands last
-            while len(self._composers) > CAMPAIGNS_MAX:
-                self._composers.pop(next(iter(self._composers)))
-            return composer
+        except MantaError as error:
+            logger.warning("the signing keys could not be read: %s", error)
+            self._keyring_until_s = self._clock.monotonic() + KEYRING_AGAIN_S
 
     async def _refresh_keyring(self) -> None:
-        if self._keyring is None or self._clock.monotonic() >= self._keyring_until_s:
-            documents = await self._catalog.call("token_keys")
+        documents = await self._catalog.call("token_keys")
+        if documents != self._documents:
+            self._documents = documents
             self._keyring = keyring_of(documents, self._workspace)
-            self._keyring_until_s = self._clock.monotonic() + KEYRING_S
             self._composers.clear()
+        self._keyring_until_s = self._clock.monotonic() + KEYRING_S
 
     async def _make(self, campaign_id: int) -> Composer:
         campaign = await self._director.call("campaign", campaign_id)
@@ -97,14 +121,3 @@ class Composers:
             for signer in self._signers
             if domain == signer.domain or domain.endswith(f".{signer.domain}")
         ]
-
-
-def keyring_of(documents: Sequence[dict[str, Any]], workspace: str) -> Keyring:
-    """A keyring of the Catalog's ``token_keys``, oldest first; each is retired by its successor."""
-    keys = []
-    for place, document in enumerate(documents):
-        successor = documents[place + 1] if place + 1 < len(documents) else None
-        retired_at = parse_instant(successor["created_at"]) if successor else None
-        secret = base64.b64decode(document["key"])
-        keys.append(SigningKey(document["id"], workspace, secret, retired_at))
-    return Keyring(keys, documents[-1]["id"])

@@ -1,10 +1,13 @@
 """The Director: runs the campaigns of a workspace and hands lanes to Senders.
 
 It owns the campaigns' documents (journaled) and decides nothing that they do not say: one task per
-campaign that has not ended looks at ``directing.todo`` and acts, so that a restart goes on where
-the journal ends. What the shards report about due work is a hint kept in memory; it assigns lanes
-and wakes Senders, and a report that says nothing is pending any more is what finishes a campaign.
-Reports may be lost: while a campaign runs it is looked at again every ``RECHECK_S``.
+campaign that has something left to do looks at ``directing.todo`` and acts, so that a restart goes
+on where the journal ends. A shard that is away holds up nobody else: each is told and plans on its
+own, and is asked again until it has heard.
+
+What the shards report about due work is a hint kept in memory; it assigns lanes and wakes Senders,
+and a report that says nothing is pending any more is what finishes a campaign. Reports may be lost:
+shards repeat them, and a campaign that runs is looked at again every ``RECHECK_S``.
 """
 
 from __future__ import annotations
@@ -18,30 +21,34 @@ from typing import Any
 from actors.handles import Calls, Handles, Shards, sender_role
 from actors.journaled import JournaledActor
 from actors.resolving import take_over
-from manta.clock import Clock, parse_instant
-from manta.definitions import required
+from manta.clock import Clock
+from manta.definitions import Defined, required
 from manta.delivery import directing
 from manta.delivery.attempts import AttemptJournal
-from manta.delivery.campaign import CampaignPlan, CampaignState, Kind
+from manta.delivery.campaign import CampaignState
+from manta.delivery.directing import Pinned
 from manta.delivery.hooks import Work
-from manta.delivery.ledger import Policy
 from manta.delivery.planning import PlanCampaign, SetCampaign
 from manta.errors import InvalidRequest, MantaError, NotFound, NotReady, RetryableError
-from manta.rules.sql import compile_sql
-from manta.rules.tree import parse
-from manta.schema import AttributeType
 from manta.settings import Settings
 from manta.store.documents import Documents
 
 RECHECK_S = 30.0
 AGAIN_S = 1.0
+TELL_WAIT_S = 0.8  # an answer to a person waits so long for the shards to hear
+SHARD_DEADLINE_S = 10.0
 ASSIGN_TIMEOUT_S = 3.0
 ASSIGN_GATHER_S = 0.02
+SILENT_S = 30.0  # a Sender that did not answer comes last for so long
 PLAN_CHUNK_ROWS = 20_000
+NAMES_SHOWN = 500  # characters of a list of names in an error
 logger = logging.getLogger("manta.actors")
 
 
 class Director(JournaledActor):
+    """``find_handles`` waits for the Catalog; ``open_attempts`` opens a Sender's journal, not yet
+    taken over, and is called in a thread."""
+
     role = "director"
 
     def __init__(
@@ -60,23 +67,25 @@ class Director(JournaledActor):
         self._find_handles = find_handles
         self._open_attempts = open_attempts
         self._senders = [sender_role(n) for n in range(settings.senders)]
-        self._default_source = settings.egress[0].name
+        self._sources = [source.name for source in settings.egress]
         self._zone = settings.time_zone
         self._handles: Handles | None = None
         self._drives: dict[int, asyncio.Task[None]] = {}
         self._woken: dict[int, asyncio.Event] = {}
-        self._announced: dict[int, int] = {}
-        self._announcing: dict[int, asyncio.Lock] = {}
+        self._heard: dict[int, dict[int, int]] = {}  # campaign, shard: the last step it heard of
         self._work: dict[int, list[Work]] = {}
+        self._silent_until_s: dict[str, float] = {}
         self._resolving: set[str] = set()
+        self._assign_wanted = False
         self._assigning: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def recovered(self) -> None:
-        """Go on with every campaign that has not ended."""
+        """Go on with every campaign that has something left to do."""
         self._handles = await self._find_handles()
         for campaign in self._documents.list("campaigns"):
-            self._pursue(int(campaign["id"]))
+            if directing.todo(campaign, self._shards().count) != directing.Todo():
+                self._pursue(int(campaign["id"]))
         for shard in range(self._shards().count):
             self._keep(self._ask_work(shard))
 
@@ -84,27 +93,45 @@ class Director(JournaledActor):
 
     async def create(self, fields: Mapping[str, Any], key: str | None = None) -> dict[str, Any]:
         """A draft; its segment, template and rule are looked up, so that it can be launched."""
+        earlier = self.remembered(key)
+        if earlier is not None:
+            return dict(earlier.answer)
+        now = self._clock.now()
+
+        def decide() -> Defined:
+            return directing.create_campaign(self._documents, fields, self._sources, now)
+
+        decide()  # its own mistakes first
         await self._pin(fields)
-        given = dict(fields)
-        given.setdefault("source", self._default_source)
-        return await self.decide(
-            lambda: directing.create_campaign(self._documents, given, self._clock.now()), key
-        )
+        return dict(await self.decide(decide, key))
 
     async def launch(
         self, id: int, launch_at: datetime | None = None, key: str | None = None
     ) -> dict[str, Any]:
         """Launch now, or at an instant. What it uses is pinned as it is at this moment."""
         campaign = self._required(id)
+        earlier = self.remembered(key)
+        if earlier is not None:
+            return dict(earlier.answer)
         pinned = await self._pin(campaign)
-        now = self._clock.now()
         document = await self.decide(
-            lambda: directing.schedule(self._documents, id, launch_at or now, pinned, now), key
+            lambda: directing.launch(
+                self._documents,
+                id,
+                launch_at,
+                pinned,
+                self._sources,
+                self._zone,
+                self._clock.now(),
+            ),
+            key,
         )
-        if launch_at is None or launch_at <= now:
-            document = await self._start(id)
         self._pursue(id)
         return dict(document)
+
+    async def unschedule(self, id: int) -> dict[str, Any]:
+        """Take a scheduled campaign back: a draft again."""
+        return await self._move(id, CampaignState.DRAFT)
 
     async def pause(self, id: int) -> dict[str, Any]:
         return await self._move(id, CampaignState.PAUSED)
@@ -115,6 +142,11 @@ class Director(JournaledActor):
     async def cancel(self, id: int) -> dict[str, Any]:
         return await self._move(id, CampaignState.CANCELLED)
 
+    async def delete(self, id: int) -> None:
+        """Forget a campaign that was never launched."""
+        self._required(id)
+        await self.decide(lambda: directing.delete(self._documents, id))
+
     async def campaign(self, id: int) -> dict[str, Any]:
         """The campaign's document with its planning progress."""
         document = self._required(id)
@@ -123,7 +155,7 @@ class Director(JournaledActor):
 
     async def status(self) -> dict[str, Any]:
         return {
-            "ready": self._ready,
+            "ready": self._ready and self._handles is not None,
             "driving": sorted(i for i, t in self._drives.items() if not t.done()),
             "due": {shard: sum(work.due for work in r) for shard, r in self._work.items() if r},
             "resolving": sorted(self._resolving),
@@ -131,32 +163,31 @@ class Director(JournaledActor):
         }
 
     async def _move(self, id: int, state: CampaignState) -> dict[str, Any]:
-        """Journal the move, tell the shards before the answer, and go on from there."""
+        """Journal the move, tell the shards, and answer though one of them is slow to hear."""
         self._required(id)
         document = await self.decide(
             lambda: directing.move_to(self._documents, id, state, self._clock.now())
         )
-        try:
-            await self._announce(id, deadline_s=5.0)
-        except MantaError as error:
-            logger.warning("campaign %d: %s is told later: %s", id, state, error)
+        if directing.todo(document, self._shards().count).announce:
+            await asyncio.wait({self._keep(self._tell_all(id))}, timeout=TELL_WAIT_S)
         self._pursue(id)
         return dict(document)
 
-    async def _pin(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+    async def _pin(self, fields: Mapping[str, Any]) -> Pinned:
         """The versions that a campaign uses. Raises ``InvalidRequest`` where one cannot be used."""
         catalog = self._require_handles().catalog
-        template = await catalog.call("get", "templates", str(fields.get("template_id")))
+        template = await catalog.call("get", "templates", str(fields["template_id"]))
         if template is None:
-            raise NotFound(f"no template {fields.get('template_id')}", path="template_id")
+            raise NotFound(f"no template {fields['template_id']}", path="template_id")
         version = await catalog.call("template_version", template["id"], template["version"])
         declared = await catalog.call("attributes")
         unknown = [name for name in version["attributes"] if name not in declared]
         if unknown:
+            names = ", ".join(sorted(declared))[:NAMES_SHOWN] or "none yet"
             raise InvalidRequest(
-                f"the template uses {unknown[0]}, which no subscriber has",
+                f"the template uses {unknown[0]}, which is not a declared attribute",
                 path="template_id",
-                expected=f"attributes that are declared: {', '.join(sorted(declared)) or 'none'}",
+                expected=f"attributes that are declared: {names}",
             )
         rule = fields.get("rule")
         if fields.get("segment_id") is not None:
@@ -164,12 +195,8 @@ class Director(JournaledActor):
             if segment is None:
                 raise NotFound(f"no segment {fields['segment_id']}", path="segment_id")
             rule = segment["rule"]
-        parse(rule, {name: AttributeType(kind) for name, kind in declared.items()})
-        return {
-            "template_version": version["version"],
-            "attributes": version["attributes"],
-            "rule": rule,
-        }
+        audience, types = await catalog.call("audience", rule)
+        return Pinned(version["version"], version["attributes"], audience, types)
 
     # -- driving a campaign ------------------------------------------------------------------------
 
@@ -178,115 +205,114 @@ class Director(JournaledActor):
         self._woken.setdefault(id, asyncio.Event()).set()
         task = self._drives.get(id)
         if task is None or task.done():
-            self._drives[id] = asyncio.ensure_future(self._drive(id))
+            self._drives[id] = self._keep(self._drive(id))
 
     async def _drive(self, id: int) -> None:
         """Act on what the document asks for until it asks for nothing."""
+        woken = self._woken[id]
         while True:
-            self._woken[id].clear()
+            woken.clear()
             try:
                 wait_s = await self._step(id)
             except RetryableError as error:
                 logger.warning("campaign %d waits: %s", id, error)
                 wait_s = AGAIN_S
-            except MantaError:
+            except Exception:
                 logger.exception("campaign %d is stuck", id)
                 wait_s = RECHECK_S
             if wait_s is None:
+                for kept in (self._drives, self._woken, self._heard):
+                    kept.pop(id, None)
                 return
             try:
-                await asyncio.wait_for(self._woken[id].wait(), wait_s)
+                await asyncio.wait_for(woken.wait(), wait_s)
             except TimeoutError:
                 pass
 
     async def _step(self, id: int) -> float | None:
-        """One look. Seconds until the next one without being woken, ``None`` when it has ended."""
-        document = self._required(id)
-        todo = directing.todo(document, self._shards().count)
+        """One look. Seconds until the next one without being woken, ``None`` when it has ended.
+
+        Between the look that finds nothing to do and its answer nobody else may run.
+        """
+        document = self._documents.get("campaigns", str(id))
+        todo = directing.Todo()
+        if document is not None:
+            todo = directing.todo(document, self._shards().count)
         if todo.start_at is not None:
             wait_s = (todo.start_at - self._clock.now()).total_seconds()
             if wait_s > 0:
                 return min(wait_s, RECHECK_S)
-            await self._start(id)
+            await self.decide(lambda: directing.start(self._documents, id, self._clock.now()))
             return 0.0
-        if todo.announce:
-            await self._announce(id)
-        if todo.plan:
-            await asyncio.gather(*(self._plan(id, shard, after) for shard, after in todo.plan))
+        if todo.announce or todo.plan:
+            await self._advance_all(id)
             return 0.0
         if todo.watch:
-            if await self._pending(id) == 0:
-                await self.decide(
-                    lambda: directing.move_to(
-                        self._documents, id, CampaignState.FINISHED, self._clock.now()
-                    )
-                )
-                return 0.0
-            return RECHECK_S
+            if await self._pending(id):
+                return RECHECK_S
+            await self.decide(lambda: directing.finish(self._documents, id, self._clock.now()))
+            return 0.0
         return None
 
-    async def _start(self, id: int) -> dict[str, Any]:
-        campaign = self._required(id)
-        declared = await self._require_handles().catalog.call("attributes")
-        types = {name: AttributeType(kind) for name, kind in declared.items()}
-        now = self._clock.now()
-        audience = compile_sql(parse(campaign["rule"], types), now, self._zone)
-        expires_at = campaign["expires_at"]
-        plan = CampaignPlan(
-            campaign_id=id,
-            kind=Kind(campaign["kind"]),
-            channel="email",
-            topic=campaign["topic"],
-            template_id=str(campaign["template_id"]),
-            template_version=campaign["template_version"],
-            source=campaign["source"] or self._default_source,
-            due_at=now,
-            audience_sql=audience.sql,
-            audience_params=tuple(audience.params),
-            attributes=tuple(campaign["attributes"]),
-            priority=campaign["priority"],
-            policy=Policy(campaign["policy"]),
-            expires_at=parse_instant(expires_at) if expires_at else None,
+    async def _advance_all(self, id: int) -> None:
+        """Every shard hears and plans at its own pace; then the first trouble is raised."""
+        shards = range(self._shards().count)
+        results = await asyncio.gather(
+            *(self._advance(id, shard) for shard in shards), return_exceptions=True
         )
-        return dict(
-            await self.decide(lambda: directing.start(self._documents, id, plan.to_json(), now))
-        )
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        heard = self._heard.get(id, {})
+        step = min((heard.get(shard, 0) for shard in shards), default=0)
+        await self.decide(lambda: directing.record_announced(self._documents, id, step))
 
-    async def _announce(self, id: int, deadline_s: float = 30.0) -> None:
-        """Tell every shard the campaign's present state, once for each step, in order."""
-        async with self._announcing.setdefault(id, asyncio.Lock()):
-            document = self._required(id)
-            step = int(document["step"])
-            if not document["definition"] or self._announced.get(id) == step:
+    async def _advance(self, id: int, shard: int) -> None:
+        """Tell one shard the campaign's state and have it plan until it has nothing left to do."""
+        while True:
+            await self._tell(id, shard)
+            after = directing.next_page(self._required(id), shard)
+            if after is None:
                 return
-            await self._shards().execute_all(
-                SetCampaign(
-                    key=f"campaign:{id}:{step}",
-                    campaign_id=id,
-                    state=CampaignState(document["state"]),
-                    definition=document["definition"],
-                    step=step,
-                ),
-                deadline_s,
+            answer = await self._shards().execute(
+                shard, PlanCampaign(id, after, PLAN_CHUNK_ROWS), SHARD_DEADLINE_S
             )
-            self._announced[id] = step
+            await self.decide(
+                lambda after=after, answer=answer: directing.record_planning(
+                    self._documents, id, shard, after, answer
+                )
+            )
 
-    async def _plan(self, id: int, shard: int, after: int) -> None:
-        """One chunk of one shard's planning."""
-        answer = await self._shards().execute(
+    async def _tell(self, id: int, shard: int) -> None:
+        """Tell one shard the campaign's present state; a shard ignores what it knows better."""
+        document = self._required(id)
+        step = int(document["step"])
+        heard = self._heard.setdefault(id, {})
+        if max(document["announced"], heard.get(shard, 0)) >= step:
+            heard[shard] = max(heard.get(shard, 0), document["announced"])
+            return
+        await self._shards().execute(
             shard,
-            PlanCampaign(
+            SetCampaign(
+                key=f"campaign:{id}:{step}",
                 campaign_id=id,
-                after_subscriber=after,
-                limit=PLAN_CHUNK_ROWS,
+                state=CampaignState(document["state"]),
+                definition=document["definition"],
+                step=step,
             ),
+            SHARD_DEADLINE_S,
         )
-        await self.decide(
-            lambda: directing.record_planning(self._documents, id, shard, answer, self._clock.now())
+        heard[shard] = max(heard.get(shard, 0), step)
+
+    async def _tell_all(self, id: int) -> None:
+        """Who does not hear now is told by the campaign's task."""
+        await asyncio.gather(
+            *(self._tell(id, shard) for shard in range(self._shards().count)),
+            return_exceptions=True,
         )
 
     async def _pending(self, id: int) -> int:
-        parts = await self._shards().query_all("accounting", {"campaign_id": id})
+        parts = await self._shards().query_all("accounting", {"campaign_id": id}, SHARD_DEADLINE_S)
         return sum(part["pending"] for part in parts)
 
     # -- what shards and Senders tell --------------------------------------------------------------
@@ -297,7 +323,8 @@ class Director(JournaledActor):
         for campaign_id in {work.campaign_id for work in (*before, *report)}:
             if campaign_id in self._woken and not self._is_pending(campaign_id):
                 self._woken[campaign_id].set()
-        self._assign_soon()
+        if any(work.due for work in report):
+            self._assign_soon()
 
     async def _ask_work(self, shard: int) -> None:
         """After a start: what the shard would have told, had we been there."""
@@ -310,6 +337,7 @@ class Director(JournaledActor):
 
     async def sender_ready(self, sender: str) -> None:
         """A Sender has started, or started again: it has no lanes."""
+        self._silent_until_s.pop(sender, None)
         self._throttle_forgets(sender)
         self._assign_soon()
 
@@ -323,39 +351,58 @@ class Director(JournaledActor):
     def _is_pending(self, campaign_id: int) -> bool:
         return any(w.campaign_id == campaign_id for report in self._work.values() for w in report)
 
+    # -- lanes -------------------------------------------------------------------------------------
+
     def _assign_soon(self) -> None:
+        self._assign_wanted = True
         if self._assigning is None or self._assigning.done():
             self._assigning = self._keep(self._assign())
 
     async def _assign(self) -> None:
-        """Give every lane that has due rows to its Senders; the next one where one is silent.
+        """Assign until nobody has asked for it meanwhile and every lane is taken."""
+        pause_s = ASSIGN_GATHER_S
+        while self._assign_wanted:
+            await asyncio.sleep(pause_s)
+            self._assign_wanted = False  # what comes from here on is for the next round
+            lanes = self._due_lanes()
+            taken = await asyncio.gather(*(self._assign_lane(*lane) for lane in lanes))
+            self._assign_wanted |= not all(taken)
+            pause_s = ASSIGN_GATHER_S if all(taken) else AGAIN_S
+
+    def _due_lanes(self) -> list[tuple[str, int, list[int]]]:
+        """Source, due rows and shards of each lane.
 
         A relay takes every domain, so the site of its lane is the source itself.
         """
-        await asyncio.sleep(ASSIGN_GATHER_S)
         due: dict[str, dict[int, int]] = {}
         for shard, report in self._work.items():
             for work in report:
                 if work.due:
                     shards = due.setdefault(work.source, {})
                     shards[shard] = shards.get(shard, 0) + work.due
-        for source, shards in due.items():
-            rows = sum(shards.values())
-            wanted = directing.choose_senders(source, source, rows, self._senders)
-            spare = [sender for sender in self._senders if sender not in wanted]
-            taken = 0
-            for sender in (*wanted, *spare):
-                if taken == len(wanted):
-                    break
-                taken += await self._assign_to(sender, source, sorted(shards))
+        return [(source, sum(rows.values()), sorted(rows)) for source, rows in due.items()]
+
+    async def _assign_lane(self, source: str, rows: int, shards: list[int]) -> bool:
+        """Give a lane to its Senders, and to others where those are silent. Whether one took it."""
+        now_s = self._clock.monotonic()
+        wanted = directing.choose_senders(source, source, rows, self._senders)
+        others = [sender for sender in self._senders if sender not in wanted]
+        order = sorted((*wanted, *others), key=lambda s: self._silent_until_s.get(s, now_s) > now_s)
+        taken = 0
+        while order and taken < len(wanted):
+            asked, order = order[: len(wanted) - taken], order[len(wanted) - taken :]
+            answers = (self._assign_to(sender, source, shards) for sender in asked)
+            taken += sum(await asyncio.gather(*answers))
+        return taken > 0
 
     async def _assign_to(self, sender: str, source: str, shards: list[int]) -> bool:
         try:
             await self._calls.call(
                 sender, "assign", source, source, None, shards, timeout_s=ASSIGN_TIMEOUT_S
             )
-        except MantaError as error:
+        except Exception as error:
             logger.info("%s does not take the lane %s: %s", sender, source, error)
+            self._silent_until_s[sender] = self._clock.monotonic() + SILENT_S
             return False
         return True
 
@@ -376,13 +423,20 @@ class Director(JournaledActor):
     def _keep(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("a task of the director has failed", exc_info=task.exception())
 
     # -- helpers -----------------------------------------------------------------------------------
 
     def _required(self, id: int) -> dict[str, Any]:
+        """A campaign. Raises ``NotReady`` until everything is there to act on it."""
         self._require_ready()
+        self._require_handles()
         return required(self._documents, "campaigns", str(id))
 
     def _require_handles(self) -> Handles:

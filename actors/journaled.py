@@ -1,8 +1,13 @@
 """What the Catalog and the Director share: a journaled singleton that decides one at a time.
 
 State is ``Documents`` (journal, fence, snapshot). Its calls block, so they run on the actor's one
-storage thread; an ``asyncio.Lock`` lets one decision at a time read, decide and journal. Until the
-recovery is done every call answers ``NotReady``; a fence or an undecided append ends the process.
+storage thread; an ``asyncio.Lock`` lets one decision at a time read, decide and journal. A decision
+that has begun ends, whatever becomes of its caller: the next one reads what it has journaled. Until
+the recovery is done every call answers ``NotReady``; a fence or an undecided append ends the
+process.
+
+An answer is stored only with a key, for the caller who asks again under it within 48 h. So a method
+whose answer holds a secret takes no key.
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ from typing import Any, TypeVar
 
 from manta.definitions import Defined
 from manta.errors import Damaged, Fenced, NotReady, OutcomeUnknown, StoreUnavailable
-from manta.store.documents import Documents
+from manta.store.documents import Documents, Remembered
 
 RECOVERY_RETRY_S = 1.0
 T = TypeVar("T")
@@ -35,18 +40,20 @@ class JournaledActor:
         self._ready = False
 
     async def start(self) -> None:
-        """Recover, trying again while the store does not answer."""
-        while not self._ready:
+        """Recover, trying again while the store, or who else is needed, does not answer."""
+        while True:
             try:
-                await self._in_thread(self._documents.recover)
-                self._ready = True
-            except StoreUnavailable as error:
-                logger.warning("%s waits for the store: %s", self.role, error)
+                if not self._ready:
+                    await self._in_thread(self._documents.recover)
+                    self._ready = True
+                await self.recovered()
+                return
+            except (StoreUnavailable, NotReady) as error:
+                logger.warning("%s waits: %s", self.role, error)
                 await asyncio.sleep(RECOVERY_RETRY_S)
-        await self.recovered()
 
     async def recovered(self) -> None:
-        """Called once after the recovery."""
+        """Called after the recovery, again where it raised a retryable error."""
 
     async def get(self, collection: str, id: str) -> dict[str, Any] | None:
         self._require_ready()
@@ -56,25 +63,32 @@ class JournaledActor:
         self._require_ready()
         return list(self._documents.list(collection))
 
+    def remembered(self, key: str | None) -> Remembered | None:
+        """What was done under this key within the last 48 h."""
+        self._require_ready()
+        return None if key is None else self._documents.remembered(key)
+
     async def decide(self, decision: Callable[[], Defined], key: str | None = None) -> Any:
         """Run one decision, journal what it changes, and give its answer.
 
         A key that was used before gives the answer of that time.
         """
-        self._require_ready()
+        return await asyncio.shield(self._decide(decision, key))
+
+    async def _decide(self, decision: Callable[[], Defined], key: str | None) -> Any:
         async with self._lock:
-            earlier = None if key is None else self._documents.remembered(key)
+            earlier = self.remembered(key)
             if earlier is not None:
                 return earlier.answer
             defined = decision()
             if not defined.changes:
                 return defined.answer
+            answer = None if key is None else defined.answer
             try:
-                await self._in_thread(
-                    lambda: self._documents.change(defined.changes, key, defined.answer)
-                )
+                await self._in_thread(lambda: self._documents.change(defined.changes, key, answer))
             except (Fenced, OutcomeUnknown, Damaged) as error:
                 self._exit_process(f"{self.role}: {error}")
+                raise
             return defined.answer
 
     def _require_ready(self) -> None:

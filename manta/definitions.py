@@ -11,7 +11,7 @@ import hashlib
 import hmac
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from manta.clock import as_text, parse_instant
@@ -221,18 +221,11 @@ def create_api_key(
             expected=", ".join(SCOPES),
         )
     if expires_at is not None:
-        try:
-            parse_instant(expires_at)
-        except ValueError:
-            raise InvalidRequest(
-                f"{expires_at!r:.60} is not an instant",
-                path="expires_at",
-                expected="RFC 3339, for example 2027-01-31T00:00:00Z",
-            ) from None
+        expires_at = _later(expires_at, now)
     document = {
         "id": id,
         "name": checked_name({"name": name}),
-        "scopes": list(scopes),
+        "scopes": sorted(set(scopes)),
         "hash": hashlib.sha256(secret.encode()).hexdigest(),
         "created_at": as_text(now),
         "expires_at": expires_at,
@@ -240,6 +233,20 @@ def create_api_key(
     shown = {k: v for k, v in document.items() if k != "hash"}
     shown["key"] = f"manta_{workspace}_{id}_{secret}"
     return Defined(shown, (("api_keys", id, document),))
+
+
+def _later(text: str, now: datetime) -> str:
+    try:
+        instant = parse_instant(str(text))
+    except (ValueError, OverflowError):
+        instant = None
+    if instant is None or instant <= now:
+        raise InvalidRequest(
+            f"{text!r:.60} is {'in the past' if instant else 'not an instant'}",
+            path="expires_at",
+            expected="RFC 3339, later than now, for example 2047-01-31T00:00:00Z",
+        )
+    return as_text(instant)
 
 
 def split_api_key(text: str) -> tuple[str, str, str]:
@@ -257,3 +264,22 @@ def api_key_matches(document: Mapping[str, Any], secret: str, now: datetime) -> 
     given = hashlib.sha256(secret.encode()).hexdigest()
     alive = document["expires_at"] is None or parse_instant(document["expires_at"]) > now
     return hmac.compare_digest(given, document["hash"]) and alive
+
+
+def token_keys(reader: Reader) -> list[Document]:
+    """The keys that sign links and return paths, newest last: that one signs, the others verify."""
+    return sorted(reader.list("token_keys"), key=lambda document: document["created_at"])
+
+
+def add_token_key(reader: Reader, id: int, key: str, now: datetime) -> Defined:
+    """A new signing key (base64). It is the newest even where the clock has gone back.
+
+    Raises ``Conflict`` for an id that is taken.
+    """
+    known = token_keys(reader)
+    if any(document["id"] == id for document in known):
+        raise Conflict(f"there is a signing key {id} already", path="id", expected="a new id")
+    if known:
+        now = max(now, parse_instant(known[-1]["created_at"]) + timedelta(microseconds=1))
+    document = {"id": id, "key": key, "created_at": as_text(now)}
+    return Defined(None, (("token_keys", str(id), document),))

@@ -8,31 +8,17 @@ cannot have the Catalog work for them.
 from __future__ import annotations
 
 import asyncio
-import base64
 import logging
-from collections.abc import Sequence
-from typing import Any
 
 from actors.handles import Singleton
-from manta.clock import Clock, parse_instant
-from manta.content.tokens import Keyring, Payload, SigningKey, TokenKind
+from manta.clock import Clock
+from manta.content.tokens import Keyring, Payload, TokenKind, keyring_of
 from manta.errors import InvalidRequest, MantaError, NotFound
 from serve_apps.limits import CALL_DEADLINE_S
 
 REFRESH_S = 60.0
 RECHECK_S = 5.0
 logger = logging.getLogger("manta.http")
-
-
-def keyring_of(documents: Sequence[dict[str, Any]], workspace: str) -> Keyring:
-    """A keyring of the Catalog's ``token_keys``, oldest first; each is retired by its successor."""
-    born = [parse_instant(document["created_at"]) for document in documents]
-    retired = [*born[1:], None]
-    keys = [
-        SigningKey(document["id"], workspace, base64.b64decode(document["key"]), end)
-        for document, end in zip(documents, retired, strict=True)
-    ]
-    return Keyring(keys, documents[-1]["id"])
 
 
 class LinkKeys:

@@ -24,13 +24,14 @@ import binascii
 import hmac
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import IntEnum
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from manta.clock import parse_instant
 from manta.errors import InvalidRequest
 from manta.ids import MessageRef
 
@@ -214,6 +215,17 @@ class Keyring:
         ):
             raise _forged()
         return key
+
+
+def keyring_of(documents: Sequence[Mapping[str, Any]], workspace: str) -> Keyring:
+    """The keyring of a workspace's stored keys (``manta.definitions.token_keys``), newest last:
+    that one signs, and each of the others was retired when its successor came."""
+    born = [parse_instant(document["created_at"]) for document in documents]
+    keys = [
+        SigningKey(document["id"], workspace, base64.b64decode(document["key"]), retired_at)
+        for document, retired_at in zip(documents, [*born[1:], None], strict=True)
+    ]
+    return Keyring(keys, documents[-1]["id"])
 
 
 def encode_piece(raw: bytes) -> str:

@@ -4,6 +4,10 @@ Pure. The Director journals the changed document first and acts afterwards; ever
 command with the key (campaign, step), where ``step`` counts the campaign's changes of state, so an
 action that is repeated after a crash changes nothing twice. What still has to be done follows from
 the document alone (``todo``): recovery needs no other memory.
+
+A launch pins everything: the document's ``definition`` is the plan that every shard gets, complete
+from that moment, so that a start needs nobody else and a later change of the template or the
+segment changes nothing.
 """
 
 from __future__ import annotations
@@ -23,11 +27,16 @@ from manta.definitions import (
     next_number,
     required,
 )
-from manta.delivery.campaign import CampaignState, Kind, move_campaign
+from manta.delivery.campaign import PRIORITY_MAX, CampaignPlan, CampaignState, Kind, move_campaign
 from manta.delivery.ledger import Policy
-from manta.errors import InvalidRequest
+from manta.errors import Conflict, InvalidRequest
+from manta.rules.sql import compile_sql
+from manta.rules.tree import parse
+from manta.schema import AttributeType
 
 HISTORY_MAX = 200
+TOPIC_LENGTH_MAX = 200
+NUMBER_MAX = (1 << 31) - 1
 FIELDS = (
     "name",
     "segment_id",
@@ -40,12 +49,22 @@ FIELDS = (
     "source",
     "expires_at",
 )
+PRIORITY = 100
 # A lane with fewer due rows than this is one Sender's; a longer one is shared by all.
 SHARE_FROM_ROWS = 400
+_ENDED = (CampaignState.FINISHED, CampaignState.CANCELLED)
 
 
-def create_campaign(reader: Reader, fields: Mapping[str, Any], now: datetime) -> Defined:
-    """A draft. Raises ``InvalidRequest`` that names the field."""
+# -- drafts ----------------------------------------------------------------------------------------
+
+
+def create_campaign(
+    reader: Reader, fields: Mapping[str, Any], sources: Sequence[str], now: datetime
+) -> Defined:
+    """A draft. ``sources`` are the names of the ways out, the default first.
+
+    Raises ``InvalidRequest`` that names the field.
+    """
     unknown = set(fields) - set(FIELDS)
     if unknown:
         raise InvalidRequest(
@@ -57,30 +76,26 @@ def create_campaign(reader: Reader, fields: Mapping[str, Any], now: datetime) ->
             path="segment_id",
             expected="either segment_id or rule",
         )
-    if fields.get("template_id") is None:
-        raise InvalidRequest("a campaign needs a template", path="template_id", expected="a number")
     number, taken = next_number(reader, "campaigns")
     document: Document = {
         "id": number,
         "name": checked_name(fields),
         "state": str(CampaignState.DRAFT),
-        "segment_id": fields.get("segment_id"),
+        "segment_id": _integer(fields, "segment_id", 1, NUMBER_MAX, None),
         "rule": fields.get("rule"),
-        "template_id": fields["template_id"],
-        "template_version": None,
-        "attributes": [],
-        "topic": str(fields.get("topic") or "newsletter"),
+        "template_id": _integer(fields, "template_id", 1, NUMBER_MAX),
+        "topic": _topic(fields.get("topic") or "newsletter"),
         "kind": str(_one_of(Kind, fields.get("kind") or Kind.MARKETING, "kind")),
-        "priority": int(fields.get("priority") or 100),
-        "source": fields.get("source"),
-        "launch_at": None,
+        "priority": _integer(fields, "priority", 0, PRIORITY_MAX, PRIORITY),
+        "source": _source(fields.get("source") or sources[0], sources),
         "expires_at": _instant(fields.get("expires_at"), "expires_at"),
-        "definition": None,
         "step": 0,
+        "announced": 0,
         "shards": {},
         "history": [],
         "created_at": as_text(now),
         "changed_at": as_text(now),
+        **_NOT_LAUNCHED,
     }
     default = Policy.HOLD if document["kind"] == Kind.MARKETING else Policy.RESEND
     document["policy"] = str(_one_of(Policy, fields.get("policy") or default, "policy"))
@@ -88,41 +103,152 @@ def create_campaign(reader: Reader, fields: Mapping[str, Any], now: datetime) ->
     return Defined(document, (taken, _store(document)))
 
 
-def schedule(
-    reader: Reader, id: int, launch_at: datetime, pinned: Mapping[str, Any], now: datetime
+def delete(reader: Reader, id: int) -> Defined:
+    """Forget a campaign of which no shard ever heard. Raises ``Conflict`` for any other."""
+    document = required(reader, "campaigns", str(id))
+    state = document["state"]
+    if document["definition"] or state not in (CampaignState.DRAFT, CampaignState.CANCELLED):
+        raise Conflict(
+            f"campaign {id} is {state}" if state not in _ENDED else f"campaign {id} was launched",
+            path="state",
+            expected="a draft, or a campaign that was cancelled before its launch",
+        )
+    return Defined(None, (("campaigns", str(id), None),))
+
+
+# -- launching -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """What a campaign uses, as it is at the launch."""
+
+    template_version: int
+    attributes: Sequence[str]  # that the template reads
+    audience: Mapping[str, Any]  # a rule without references to segments
+    attribute_types: Mapping[str, str]  # of the attributes that the rule names
+
+
+_NOT_LAUNCHED: Mapping[str, Any] = {
+    "launch_at": None,
+    "template_version": None,
+    "audience": None,
+    "definition": None,
+}
+
+
+def launch(
+    reader: Reader,
+    id: int,
+    launch_at: datetime | None,
+    pinned: Pinned,
+    sources: Sequence[str],
+    zone: str,
+    now: datetime,
 ) -> Defined:
-    """Launch, now or later. ``pinned`` holds ``template_version``, ``attributes`` and ``rule``."""
+    """Launch at once, or at an instant to come; a scheduled campaign may be launched anew.
+
+    Raises ``Conflict`` where the state forbids it, ``InvalidRequest`` for what cannot be sent.
+    """
     document = dict(required(reader, "campaigns", str(id)))
-    document |= pinned
-    document["launch_at"] = as_text(launch_at)
+    at = max(launch_at or now, now)
     _move(document, CampaignState.SCHEDULED, now)
+    _source(document["source"], sources)
+    document |= {
+        "launch_at": as_text(at),
+        "template_version": pinned.template_version,
+        "audience": dict(pinned.audience),
+        "definition": _plan(document, pinned, zone, at).to_json(),
+    }
+    if at <= now:
+        _move(document, CampaignState.RUNNING, now)
     return Defined(document, (_store(document),))
 
 
-def start(reader: Reader, id: int, definition: str, now: datetime) -> Defined:
-    """Its time has come. ``definition`` is the JSON of the plan that every shard gets."""
+def start(reader: Reader, id: int, now: datetime) -> Defined:
+    """A scheduled campaign whose time has come runs; any other stays as it is."""
     document = dict(required(reader, "campaigns", str(id)))
-    if document["state"] != CampaignState.SCHEDULED:
-        return Defined(document)  # cancelled meanwhile, or started before a crash
-    document["definition"] = definition
+    is_scheduled = document["state"] == CampaignState.SCHEDULED
+    if not is_scheduled or parse_instant(document["launch_at"]) > now:
+        return Defined(document)
     _move(document, CampaignState.RUNNING, now)
     return Defined(document, (_store(document),))
 
 
+def _plan(document: Document, pinned: Pinned, zone: str, due_at: datetime) -> CampaignPlan:
+    expires_at = document["expires_at"]
+    types = {name: AttributeType(kind) for name, kind in pinned.attribute_types.items()}
+    audience = compile_sql(parse(pinned.audience, types), due_at, zone)
+    return CampaignPlan(
+        campaign_id=document["id"],
+        kind=Kind(document["kind"]),
+        channel="email",
+        topic=document["topic"],
+        template_id=str(document["template_id"]),
+        template_version=pinned.template_version,
+        source=document["source"],
+        due_at=due_at,
+        audience_sql=audience.sql,
+        audience_params=tuple(audience.params),
+        attributes=tuple(pinned.attributes),
+        priority=document["priority"],
+        policy=Policy(document["policy"]),
+        expires_at=parse_instant(expires_at) if expires_at else None,
+    )
+
+
+# -- moves -----------------------------------------------------------------------------------------
+
+
 def move_to(reader: Reader, id: int, state: CampaignState, now: datetime) -> Defined:
-    """Pause, resume, cancel or finish. Raises ``Conflict`` where the state forbids it."""
+    """Pause, resume, cancel, or take back to a draft. Raises ``Conflict`` where that cannot be."""
     document = dict(required(reader, "campaigns", str(id)))
-    if document["state"] == state:
+    before = CampaignState(document["state"])
+    if before is state:
         return Defined(document)
+    if state is CampaignState.RUNNING and before is CampaignState.SCHEDULED:
+        raise Conflict(
+            f"campaign {id} waits for {document['launch_at']}",
+            path="state",
+            expected="a paused campaign; launch a scheduled one to start it at once",
+        )
     _move(document, state, now)
+    if before is CampaignState.SCHEDULED:  # no shard has heard of it
+        document |= _NOT_LAUNCHED
+    return Defined(document, (_store(document),))
+
+
+def finish(reader: Reader, id: int, now: datetime) -> Defined:
+    """Nothing is pending any more; a campaign that was paused or cancelled meanwhile stays so."""
+    document = dict(required(reader, "campaigns", str(id)))
+    if document["state"] != CampaignState.RUNNING:
+        return Defined(document)
+    _move(document, CampaignState.FINISHED, now)
+    return Defined(document, (_store(document),))
+
+
+# -- what has been done ----------------------------------------------------------------------------
+
+
+def record_announced(reader: Reader, id: int, step: int) -> Defined:
+    """Every shard has heard of the step."""
+    document = dict(required(reader, "campaigns", str(id)))
+    if document["announced"] >= step:
+        return Defined(document)
+    document["announced"] = step
     return Defined(document, (_store(document),))
 
 
 def record_planning(
-    reader: Reader, id: int, shard: int, progress: Mapping[str, Any], now: datetime
+    reader: Reader, id: int, shard: int, after: int, progress: Mapping[str, Any]
 ) -> Defined:
-    """A shard has planned up to ``progress['last_subscriber']``."""
+    """A shard has planned the people between ``after`` and ``progress['last_subscriber']``.
+
+    An answer about people who are counted already is no news.
+    """
     document = dict(required(reader, "campaigns", str(id)))
+    if next_page(document, shard) != after:
+        return Defined(document)
     before = document["shards"].get(str(shard), {"planned": 0, "suppressed": 0})
     document["shards"] = document["shards"] | {
         str(shard): {
@@ -135,32 +261,40 @@ def record_planning(
     return Defined(document, (_store(document),))
 
 
+# -- what is to be done ----------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Todo:
-    """What a campaign's document asks for at an instant."""
+    """What a campaign's document asks for."""
 
     announce: bool = False  # tell every shard its state
-    plan: tuple[tuple[int, int], ...] = ()  # (shard, after which subscriber)
+    plan: tuple[int, ...] = ()  # the shards that have not planned all of it
     start_at: datetime | None = None  # scheduled: when to start
     watch: bool = False  # planned everywhere: finished as soon as nothing is pending
 
 
 def todo(document: Mapping[str, Any], shards: int) -> Todo:
-    """Recomputed after every change and after a recovery."""
+    """Recomputed after every change and after a recovery; ``Todo()``: nothing any more."""
     state = CampaignState(document["state"])
     if state is CampaignState.SCHEDULED:
         return Todo(start_at=parse_instant(document["launch_at"]))
-    if state in (CampaignState.DRAFT, CampaignState.FINISHED) or not document["definition"]:
+    if not document["definition"]:  # a draft, or cancelled as one
         return Todo()
-    if state is CampaignState.CANCELLED:
-        return Todo(announce=True)
-    unplanned = []
-    for shard in range(shards):
-        progress = document["shards"].get(str(shard), {})
-        if not progress.get("done"):
-            unplanned.append((shard, int(progress.get("last_subscriber") or 0)))
+    announce = document["announced"] < document["step"]
+    if state in _ENDED:
+        return Todo(announce=announce)
+    plan = tuple(shard for shard in range(shards) if next_page(document, shard) is not None)
     running = state is CampaignState.RUNNING
-    return Todo(announce=True, plan=tuple(unplanned), watch=running and not unplanned)
+    return Todo(announce, plan, watch=running and not plan)
+
+
+def next_page(document: Mapping[str, Any], shard: int) -> int | None:
+    """After which subscriber a shard goes on planning; ``None`` where it has nothing to plan."""
+    progress = document["shards"].get(str(shard), {})
+    if progress.get("done") or CampaignState(document["state"]) in _ENDED:
+        return None
+    return int(progress.get("last_subscriber", -1))
 
 
 def planning_progress(document: Mapping[str, Any], shards: int) -> dict[str, int]:
@@ -181,6 +315,9 @@ def choose_senders(source: str, site: str, due_rows: int, senders: Sequence[str]
     first = sum(f"{source}|{site}".encode()) % len(senders)
     ordered = [*senders[first:], *senders[:first]]
     return ordered if due_rows >= SHARE_FROM_ROWS else ordered[:1]
+
+
+# -- helpers ---------------------------------------------------------------------------------------
 
 
 def _move(document: Document, state: CampaignState, now: datetime) -> None:
@@ -208,12 +345,48 @@ def _one_of(kind: Any, value: Any, path: str) -> Any:
         ) from None
 
 
+_REQUIRED = object()
+
+
+def _integer(
+    fields: Mapping[str, Any], path: str, low: int, high: int, default: Any = _REQUIRED
+) -> Any:
+    value = fields.get(path)
+    if value is None and default is not _REQUIRED:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise InvalidRequest(
+            f"{path} is {value!r:.60}", path=path, expected=f"a whole number, {low} to {high}"
+        )
+    return value
+
+
+def _topic(value: Any) -> str:
+    if not isinstance(value, str) or len(value) > TOPIC_LENGTH_MAX or not value.isprintable():
+        raise InvalidRequest(
+            f"{value!r:.60} is not a topic",
+            path="topic",
+            expected=f"1 to {TOPIC_LENGTH_MAX} printable characters",
+        )
+    return value
+
+
+def _source(value: Any, sources: Sequence[str]) -> str:
+    if value not in sources:
+        raise InvalidRequest(
+            f"there is no way out named {value!r:.60}",
+            path="source",
+            expected=f"one of {', '.join(sources)}",
+        )
+    return str(value)
+
+
 def _instant(value: Any, path: str) -> str | None:
     if value is None:
         return None
     try:
         return as_text(parse_instant(str(value)))
-    except ValueError:
+    except (ValueError, OverflowError):
         raise InvalidRequest(
             f"{value!r:.60} is not an instant", path=path, expected="RFC 3339"
         ) from None

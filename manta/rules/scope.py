@@ -2,17 +2,21 @@
 
 An index from event type, attribute and the like to rules is built from ``touches``; a live rule
 whose ``reach`` is longer than the shard's memory of events is refused where it is defined.
+
+``with_segments`` and ``without_unknown`` make a rule ready for the place where it is asked: whole,
+without references to segments, and without attributes of which that place has never seen a value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from manta.errors import InvalidRequest
 from manta.rules.meaning import frame_range
 from manta.rules.nodes import (
+    BUILT_IN,
     All,
     AnyOf,
     Attribute,
@@ -29,7 +33,7 @@ from manta.rules.nodes import (
     walk,
 )
 from manta.rules.tree import NODES_MAX
-from manta.schema import AttributeType
+from manta.schema import ATTRIBUTE_PREFIX, AttributeType
 
 _ACTS = {"opened": {"opened"}, "clicked": {"clicked"}, "ignored": {"opened", "clicked"}}
 
@@ -147,9 +151,54 @@ def _inlined(rule: Rule, segments: Mapping[int, Rule], inside: tuple[int, ...]) 
                 "segments refer to segments too deeply", expected="at most 20 segments deep"
             )
         return _inlined(segments[rule.segment], segments, path)
+    return _with_children(rule, lambda child: _inlined(child, segments, inside))
+
+
+def with_segments(rule: Rule, find: Callable[[int], Rule | None]) -> Rule:
+    """The rule with the rules of all segments that it refers to, and they to, in their place.
+
+    Raises ``InvalidRequest`` for a segment that ``find`` does not know, and as ``inline``.
+    """
+    found: dict[int, Rule] = {}
+    waiting = [rule]
+    while waiting:
+        for node in walk(waiting.pop()):
+            if isinstance(node, Member) and node.segment not in found:
+                segment = find(node.segment)
+                if segment is None:
+                    raise InvalidRequest(
+                        f"the rule refers to segment {node.segment}, which there is not",
+                        path="rule",
+                        expected="the number of a segment",
+                    )
+                found[node.segment] = segment
+                waiting.append(segment)
+    return inline(rule, found)
+
+
+# -- attributes without values ---------------------------------------------------------------------
+
+
+def without_unknown(rule: Rule, columns: Container[str]) -> Rule:
+    """The rule without conditions on attributes of which nobody here has a value.
+
+    ``columns`` are those that ``profiles`` has: an attribute gets its column with its first value.
+    A missing attribute makes a positive operator false and a negative one true, so the condition is
+    that constant, and the rule says the same of everybody here.
+    """
+    if isinstance(rule, Attribute):
+        known = rule.name in BUILT_IN or f"{ATTRIBUTE_PREFIX}{rule.name}" in columns
+        if known:
+            return rule
+        return All(()) if rule.test.negated else AnyOf(())
+    return _with_children(rule, lambda child: without_unknown(child, columns))
+
+
+def _with_children(rule: Rule, change: Callable[[Rule], Rule]) -> Rule:
+    """The rule with each of its children changed; a condition has none."""
     if not children_of(rule):
         return rule
-    parts = tuple(_inlined(child, segments, inside) for child in children_of(rule))
+    parts = tuple(change(child) for child in children_of(rule))
     if isinstance(rule, Not):
         return Not(parts[0])
     assert isinstance(rule, All | AnyOf | ExactlyOne)

@@ -11,7 +11,7 @@ from manta import definitions
 from manta.clock import as_text
 from manta.definitions import Defined
 from manta.delivery import directing
-from manta.delivery.campaign import CampaignState
+from manta.delivery.campaign import CampaignPlan, CampaignState
 from manta.errors import Conflict, InvalidRequest, NotFound
 
 NOW = datetime(2026, 5, 1, 12)
@@ -121,29 +121,40 @@ def test_what_is_not_an_api_key_is_not_echoed(text: str) -> None:
     assert not text or text not in str(caught.value)
 
 
+SOURCES = ["relay", "bulk"]
+PINNED = directing.Pinned(1, ["city"], {"all": []}, {})
+
+
 def draft(shelf: Shelf, **fields: Any) -> dict[str, Any]:
     given = {"name": "May", "segment_id": 1, "template_id": 1} | fields
-    return shelf.apply(directing.create_campaign(shelf, given, NOW))
+    return shelf.apply(directing.create_campaign(shelf, given, SOURCES, NOW))
+
+
+def launch(shelf: Shelf, at: datetime | None = None) -> dict[str, Any]:
+    return shelf.apply(directing.launch(shelf, 1, at, PINNED, SOURCES, "UTC", NOW))
 
 
 def test_a_campaign_runs_through_its_states(shelf: Shelf) -> None:
     campaign = draft(shelf)
     assert (campaign["state"], campaign["policy"]) == ("draft", "hold")
+    assert directing.todo(campaign, 2) == directing.Todo()
     later = NOW + timedelta(hours=1)
-    pinned = {"rule": {"all": []}, "template_version": 1}
-    campaign = shelf.apply(directing.schedule(shelf, 1, later, pinned, NOW))
-    assert directing.todo(campaign, 2).start_at == later
-    campaign = shelf.apply(directing.start(shelf, 1, "{}", later))
-    assert not directing.start(shelf, 1, "{}", later).changes, "a repeated start is none"
-    assert directing.todo(campaign, 2).plan == ((0, 0), (1, 0))
+    campaign = launch(shelf, later)
+    assert directing.todo(campaign, 2) == directing.Todo(start_at=later)
+    assert not directing.start(shelf, 1, NOW).changes, "not yet"
+    campaign = shelf.apply(directing.start(shelf, 1, later))
+    assert not directing.start(shelf, 1, later).changes, "a repeated start is none"
+    assert directing.todo(campaign, 2) == directing.Todo(announce=True, plan=(0, 1))
     part = {"planned": 5, "suppressed": 1, "last_subscriber": 77, "done": False}
-    campaign = shelf.apply(directing.record_planning(shelf, 1, 1, part, later))
-    assert directing.todo(campaign, 2).plan == ((0, 0), (1, 77))
-    for shard in (0, 1):
-        campaign = shelf.apply(
-            directing.record_planning(shelf, 1, shard, part | {"done": True}, later)
-        )
-    assert directing.todo(campaign, 2).watch
+    campaign = shelf.apply(directing.record_planning(shelf, 1, 1, -1, part))
+    assert directing.next_page(campaign, 1) == 77
+    assert not directing.record_planning(shelf, 1, 1, -1, part).changes, "counted once"
+    for shard, after in ((0, -1), (1, 77)):
+        done = part | {"done": True}
+        campaign = shelf.apply(directing.record_planning(shelf, 1, shard, after, done))
+    assert directing.todo(campaign, 2).watch and directing.todo(campaign, 2).announce
+    campaign = shelf.apply(directing.record_announced(shelf, 1, campaign["step"]))
+    assert directing.todo(campaign, 2) == directing.Todo(watch=True)
     assert directing.planning_progress(campaign, 2) == {
         "shards_planned": 2,
         "shards": 2,
@@ -151,9 +162,12 @@ def test_a_campaign_runs_through_its_states(shelf: Shelf) -> None:
         "suppressed": 3,
     }
     campaign = shelf.apply(directing.move_to(shelf, 1, CampaignState.PAUSED, later))
-    assert not directing.todo(campaign, 2).watch and directing.todo(campaign, 2).announce
+    assert directing.todo(campaign, 2) == directing.Todo(announce=True)
+    assert not directing.finish(shelf, 1, later).changes, "paused meanwhile"
     campaign = shelf.apply(directing.move_to(shelf, 1, CampaignState.RUNNING, later))
-    campaign = shelf.apply(directing.move_to(shelf, 1, CampaignState.FINISHED, later))
+    campaign = shelf.apply(directing.finish(shelf, 1, later))
+    assert directing.todo(campaign, 2) == directing.Todo(announce=True)
+    campaign = shelf.apply(directing.record_announced(shelf, 1, campaign["step"]))
     assert directing.todo(campaign, 2) == directing.Todo()
     with pytest.raises(Conflict, match="from finished to running"):
         directing.move_to(shelf, 1, CampaignState.RUNNING, later)
@@ -168,12 +182,80 @@ def test_a_repeated_move_is_no_move(shelf: Shelf) -> None:
     assert not again.changes and again.answer["state"] == "cancelled"
 
 
+def test_a_launch_at_once_is_one_change_and_pins_the_plan(shelf: Shelf) -> None:
+    draft(shelf, priority=0, source="bulk")
+    campaign = launch(shelf)
+    assert campaign["state"] == "running"
+    plan = CampaignPlan.from_json(campaign["definition"])
+    assert (plan.due_at, plan.template_version, plan.attributes) == (NOW, 1, ("city",))
+    assert (plan.priority, plan.source) == (0, "bulk")
+    with pytest.raises(Conflict, match="from running to scheduled"):
+        launch(shelf)
+
+
+def test_a_time_that_has_passed_is_now(shelf: Shelf) -> None:
+    draft(shelf)
+    campaign = launch(shelf, NOW - timedelta(days=1))
+    assert campaign["state"] == "running" and campaign["launch_at"] == as_text(NOW)
+
+
+def test_a_scheduled_campaign_is_moved_taken_back_or_cancelled(shelf: Shelf) -> None:
+    draft(shelf)
+    launch(shelf, NOW + timedelta(hours=1))
+    moved = launch(shelf, NOW + timedelta(hours=2))
+    assert directing.todo(moved, 2).start_at == NOW + timedelta(hours=2)
+    for state in (CampaignState.RUNNING, CampaignState.PAUSED):
+        with pytest.raises(Conflict):
+            directing.move_to(shelf, 1, state, NOW)
+    back = shelf.apply(directing.move_to(shelf, 1, CampaignState.DRAFT, NOW))
+    assert (back["definition"], back["launch_at"], back["template_version"]) == (None, None, None)
+    launch(shelf, NOW + timedelta(hours=1))
+    gone = shelf.apply(directing.move_to(shelf, 1, CampaignState.CANCELLED, NOW))
+    assert directing.todo(gone, 2) == directing.Todo(), "no shard has heard of it"
+    assert not directing.start(shelf, 1, NOW + timedelta(hours=3)).changes
+
+
+def test_what_would_expire_before_it_starts_is_not_launched(shelf: Shelf) -> None:
+    draft(shelf, expires_at=as_text(NOW + timedelta(hours=1)))
+    with pytest.raises(InvalidRequest) as caught:
+        launch(shelf, NOW + timedelta(hours=1))
+    assert caught.value.path == "expires_at"
+    assert shelf.get("campaigns", "1")["state"] == "draft"  # type: ignore[index]
+
+
+def test_only_what_was_never_launched_is_deleted(shelf: Shelf) -> None:
+    draft(shelf)
+    shelf.apply(directing.delete(shelf, 1))
+    assert shelf.get("campaigns", "1") is None
+    assert draft(shelf)["id"] == 2, "a number is never used again"
+    shelf.apply(directing.launch(shelf, 2, None, PINNED, SOURCES, "UTC", NOW))
+    for state in (CampaignState.PAUSED, CampaignState.CANCELLED):
+        shelf.apply(directing.move_to(shelf, 2, state, NOW))
+        with pytest.raises(Conflict):
+            directing.delete(shelf, 2)
+
+
+def test_a_signing_key_is_the_newest_though_the_clock_went_back(shelf: Shelf) -> None:
+    shelf.apply(definitions.add_token_key(shelf, 7, "a", NOW))
+    shelf.apply(definitions.add_token_key(shelf, 3, "b", NOW - timedelta(hours=1)))
+    assert [key["id"] for key in definitions.token_keys(shelf)] == [7, 3]
+    with pytest.raises(Conflict):
+        definitions.add_token_key(shelf, 7, "c", NOW)
+
+
 @pytest.mark.parametrize(
     ("fields", "path"),
     [
         ({"segment_id": None}, "segment_id"),
         ({"rule": {"all": []}}, "segment_id"),
         ({"template_id": None}, "template_id"),
+        ({"template_id": "1"}, "template_id"),
+        ({"segment_id": True}, "segment_id"),
+        ({"priority": 256}, "priority"),
+        ({"priority": "high"}, "priority"),
+        ({"topic": "a\nb"}, "topic"),
+        ({"topic": 7}, "topic"),
+        ({"source": "nowhere"}, "source"),
         ({"policy": "maybe"}, "policy"),
         ({"kind": "spam"}, "kind"),
         ({"expires_at": "tomorrow"}, "expires_at"),

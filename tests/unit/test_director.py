@@ -1,0 +1,521 @@
+"""The Director over a real Catalog, real journals and real decisions of shards: restarts anywhere,
+shards that are away or hang, Senders that are silent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from random import Random
+from typing import Any
+
+import pytest
+
+from actors import director as director_module
+from actors import handles as handles_module
+from actors.catalog import Catalog
+from actors.director import Director
+from actors.handles import find
+from manta.clock import ManualClock
+from manta.command import Context, Repeated
+from manta.delivery import queries as delivery_queries
+from manta.delivery.hooks import Work
+from manta.errors import Conflict, InvalidRequest, MantaError, NotFound, NotReady, OutcomeUnknown
+from manta.settings import EgressSource, Settings
+from manta.store.documents import Documents
+from tests.faults import MemoryObjects
+from tests.unit.people_shard import START, Shard
+
+SETTINGS = Settings(
+    shards=2, senders=3, egress=(EgressSource(name="relay"), EgressSource(name="bulk"))
+)
+TEMPLATE = {"name": "News", "subject": "Hi", "html": "<p>Hi</p>", "from_email": "a@shop.example"}
+EVERYBODY = {"all": []}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handles_module, "FIRST_PAUSE_S", 0.002)
+    monkeypatch.setattr(handles_module, "PAUSE_MAX_S", 0.01)
+    for name, value in {
+        "RECHECK_S": 0.05,
+        "AGAIN_S": 0.01,
+        "TELL_WAIT_S": 0.05,
+        "ASSIGN_GATHER_S": 0.0,
+        "PLAN_CHUNK_ROWS": 3,
+    }.items():
+        monkeypatch.setattr(director_module, name, value)
+
+
+class Ended(BaseException):
+    """The process would have ended."""
+
+
+class World:
+    """``away`` roles are refused at once, ``hung`` ones do not answer until they are let go."""
+
+    def __init__(self, people: int = 10) -> None:
+        self.clock = ManualClock(START)
+        self.objects = MemoryObjects(self.clock)
+        self.shards = [Shard(), Shard()]
+        self.keys: set[str] = set()
+        self.away: set[str] = set()
+        self.hung: dict[str, asyncio.Event] = {}
+        self.asked: list[tuple[str, str, Any]] = []
+        self.assigned: list[tuple[str, str, list[int]]] = []
+        self.pushed: list[tuple[str, str, tuple[Any, ...]]] = []
+        self.queries = delivery_queries.QUERIES
+        self.on_execute: Callable[[int, Any], None] = lambda shard, command: None
+        self.catalog = Catalog(
+            self._documents("catalog", 0), self._end, self.clock, "default", len(self.shards)
+        )
+        self.director: Director | None = None
+        self._nonce = 0
+        for place in range(people):
+            shard = self.shards[place % 2]
+            person = shard.person(f"p{place}@b.example")
+            shard.load("consents", _consent(person))
+
+    def _documents(self, role: str, nonce: int) -> Documents:
+        return Documents(
+            self.objects, f"default/journal/{role}", role, nonce.to_bytes(16, "big"), self.clock
+        )
+
+    @staticmethod
+    def _end(reason: str) -> None:
+        raise Ended(reason)
+
+    # -- the port ----------------------------------------------------------------------------------
+
+    async def call(self, role: str, method: str, *arguments: Any, timeout_s: float = 30.0) -> Any:
+        await asyncio.sleep(0)
+        self.asked.append((role, method, arguments))
+        if role in self.away:
+            raise NotReady(f"{role} is away")
+        if role in self.hung:
+            try:
+                await asyncio.wait_for(self.hung[role].wait(), min(timeout_s, 0.2))
+            except TimeoutError:
+                raise OutcomeUnknown(f"{role} does not answer") from None
+        kind, _, number = role.partition("-")
+        if kind == "catalog":
+            return await getattr(self.catalog, method)(*arguments)
+        if kind == "sender":
+            source, _, _, shards = arguments
+            self.assigned.append((role, source, shards))
+            return None
+        if method == "execute":
+            return [self._execute(int(number), command) for command in arguments[0]]
+        shard = self.shards[int(number)]
+        context = Context(shard.now, Random(1), "default", int(number))
+        return self.queries[arguments[0]](shard.database, context, arguments[1])
+
+    def push(self, role: str, method: str, *arguments: Any) -> None:
+        self.pushed.append((role, method, arguments))
+
+    def _execute(self, shard: int, command: Any) -> Any:
+        try:
+            self.on_execute(shard, command)
+            if command.key is not None and command.key + str(shard) in self.keys:
+                return Repeated(command.key)
+            answer = self.shards[shard].answer(command)
+        except MantaError as error:
+            return error
+        if command.key is not None:
+            self.keys.add(command.key + str(shard))
+        return answer
+
+    # -- what happens ------------------------------------------------------------------------------
+
+    async def start_director(self) -> Director:
+        """A new incarnation; the former one is as dead as a killed process."""
+        await self.stop_director()
+        self._nonce += 1
+
+        async def find_handles() -> Any:
+            return await find("default", self, self.clock, Random(3), senders=3)
+
+        self.director = Director(
+            self._documents("director", self._nonce),
+            self._end,
+            self.clock,
+            self,
+            find_handles,
+            lambda sender: pytest.fail("no journal is read here"),
+            SETTINGS,
+        )
+        await self.director.start()
+        return self.director
+
+    async def stop_director(self) -> None:
+        if self.director is not None:
+            tasks = list(self.director._tasks)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self.director._thread.shutdown(wait=True)
+
+    async def draft(self, **fields: Any) -> int:
+        assert self.director is not None
+        given = {"name": "May", "template_id": 1, "rule": EVERYBODY, "topic": "news"} | fields
+        return int((await self.director.create(given))["id"])
+
+    def send_all(self) -> None:
+        """Everything that is planned has been accepted; nobody tells the Director."""
+        for shard in self.shards:
+            rows = shard.rows(
+                "SELECT subscriber_id, message_key FROM ledger WHERE due_at <= ?", shard.now
+            )
+            names = ("subscriber_id", "message_key")
+            done = {"state": "accepted", "due_at": None}
+            if rows:
+                shard.load("ledger", *(dict(zip(names, row, strict=True)) | done for row in rows))
+
+    def ledger(self) -> Counter[str]:
+        rows = [row for s in self.shards for row in s.rows("SELECT state FROM ledger")]
+        return Counter(state for (state,) in rows)
+
+    def states(self, shard: int) -> list[str]:
+        return [state for (state,) in self.shards[shard].rows("SELECT state FROM campaigns")]
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10):
+            while not condition():
+                await asyncio.sleep(0.002)
+
+    async def until_state(self, id: int, state: str) -> dict[str, Any]:
+        assert self.director is not None
+        async with asyncio.timeout(10):
+            while (found := await self.director.campaign(id))["state"] != state:
+                await asyncio.sleep(0.002)
+        return found
+
+    async def until_idle(self) -> None:
+        await self.until(lambda: self.director is not None and not self.director._drives)
+
+
+def _consent(person: int) -> dict[str, Any]:
+    names = ("subscriber_id", "channel", "topic", "status")
+    return dict(zip(names, (person, "email", "news", "subscribed"), strict=True))
+
+
+@asynccontextmanager
+async def world(people: int = 10) -> AsyncIterator[World]:
+    built = World(people)
+    await built.catalog.start()
+    await built.catalog.save_template(TEMPLATE)
+    await built.start_director()
+    try:
+        yield built
+    finally:
+        built.away.clear()
+        await built.stop_director()
+        built.catalog._thread.shutdown(wait=True)
+
+
+# -- a campaign's life -----------------------------------------------------------------------------
+
+
+async def test_a_campaign_is_planned_in_pages_and_finishes_when_nothing_is_pending() -> None:
+    async with world() as w:
+        id = await w.draft()
+        assert (await w.director.launch(id))["state"] == "running"
+        await w.until(lambda: w.ledger() == {"planned": 10})
+        w.send_all()
+        found = await w.until_state(id, "finished")
+        assert found["progress"] == {
+            "shards_planned": 2, "shards": 2, "planned": 10, "suppressed": 0,
+        }  # fmt: skip
+        await w.until_idle()
+        assert w.states(0) == w.states(1) == ["finished"]
+
+
+@pytest.mark.parametrize("stop_at", range(1, 12))
+async def test_a_director_that_dies_anywhere_goes_on_and_nothing_is_done_twice(
+    stop_at: int,
+) -> None:
+    """Killed at its n-th command to a shard, before or after the shard has done it."""
+    async with world() as w:
+        id = await w.draft()
+        count = 0
+        died = asyncio.Event()
+
+        def die(shard: int, command: Any) -> None:
+            nonlocal count
+            count += 1
+            if count == stop_at:
+                if stop_at % 2:
+                    w.shards[shard].answer(command)  # done, and the answer is lost
+                died.set()
+                w.away.update(("shard-000", "shard-001"))
+                raise NotReady("cut off")
+
+        w.on_execute = die
+        await w.director.launch(id)
+        if count < stop_at:
+            await asyncio.wait({asyncio.ensure_future(died.wait())}, timeout=0.2)
+        await w.stop_director()
+        w.away.clear()
+        w.on_execute = lambda shard, command: None
+        await w.start_director()
+        await w.until(lambda: w.ledger() == {"planned": 10})
+        w.send_all()
+        found = await w.until_state(id, "finished")
+        assert found["progress"]["planned"] == 10
+        await w.until_idle()
+        assert w.states(0) == w.states(1) == ["finished"]
+
+
+async def test_an_ended_campaign_costs_the_next_director_nothing() -> None:
+    async with world() as w:
+        id = await w.draft()
+        await w.director.launch(id)
+        await w.director.cancel(id)
+        await w.until_idle()
+        await w.start_director()
+        w.asked.clear()
+        assert not w.director._drives
+        assert (await w.director.campaign(id))["state"] == "cancelled"
+
+
+# -- shards that are away --------------------------------------------------------------------------
+
+
+async def test_a_shard_that_is_away_holds_up_nobody_else() -> None:
+    async with world() as w:
+        w.away.add("shard-001")
+        id = await w.draft()
+        await w.director.launch(id)
+        await w.until(lambda: w.ledger() == {"planned": 5})
+        w.away.clear()
+        await w.until(lambda: w.ledger() == {"planned": 10})
+
+
+@pytest.mark.parametrize("trouble", ["away", "hung"])
+@pytest.mark.parametrize("move", ["pause", "cancel"])
+async def test_people_are_answered_though_a_shard_is_not_there(trouble: str, move: str) -> None:
+    async with world() as w:
+        id = await w.draft()
+        await w.director.launch(id)
+        await w.until(lambda: w.ledger() == {"planned": 10})
+        let_go = asyncio.Event()
+        if trouble == "away":
+            w.away.add("shard-001")
+        else:
+            w.hung["shard-001"] = let_go
+        began = asyncio.get_running_loop().time()
+        moved = await getattr(w.director, move)(id)
+        assert asyncio.get_running_loop().time() - began < 0.5
+        assert w.states(0) == [moved["state"]], "the other shard has heard before the answer"
+        assert w.states(1) == ["running"]
+        w.away.clear()
+        w.hung.clear()
+        let_go.set()
+        await w.until(lambda: w.states(1) == [moved["state"]])
+
+
+async def test_a_pause_reaches_a_shard_while_the_launch_waits_for_another() -> None:
+    async with world() as w:
+        w.away.add("shard-001")
+        id = await w.draft()
+        await w.director.launch(id)
+        await w.until(lambda: w.states(0) == ["running"])
+        await w.director.pause(id)
+        assert w.states(0) == ["paused"]
+        await w.director.resume(id)
+        assert w.states(0) == ["running"]
+
+
+async def test_a_cancelled_campaign_is_announced_by_the_next_director_too() -> None:
+    async with world() as w:
+        id = await w.draft()
+        await w.director.launch(id)
+        await w.until(lambda: w.ledger() == {"planned": 10})
+        w.away.add("shard-001")
+        await w.director.cancel(id)
+        await w.start_director()
+        await asyncio.sleep(0.02)
+        assert w.states(1) == ["running"]
+        w.away.clear()
+        await w.until(lambda: w.states(1) == ["cancelled"])
+        assert w.ledger() == {"cancelled": 10}
+        await w.until_idle()
+
+
+# -- launching -------------------------------------------------------------------------------------
+
+
+async def test_a_scheduled_campaign_starts_when_its_time_comes_and_not_before() -> None:
+    async with world() as w:
+        id = await w.draft()
+        scheduled = await w.director.launch(id, START + timedelta(hours=1))
+        assert scheduled["state"] == "scheduled"
+        await asyncio.sleep(0.02)
+        assert w.states(0) == []
+        await w.start_director()
+        w.away.add("catalog")  # nobody is asked any more
+        w.clock.advance(3_600)
+        for shard in w.shards:
+            shard.now = w.clock.now()
+        await w.until(lambda: w.ledger() == {"planned": 10})
+
+
+async def test_a_scheduled_campaign_can_be_taken_back_and_deleted() -> None:
+    async with world() as w:
+        id = await w.draft()
+        await w.director.launch(id, START + timedelta(hours=1))
+        with pytest.raises(Conflict, match="waits for"):
+            await w.director.resume(id)
+        assert (await w.director.unschedule(id))["state"] == "draft"
+        w.clock.advance(7_200)
+        await w.until_idle()
+        assert w.states(0) == []
+        await w.director.delete(id)
+        with pytest.raises(NotFound):
+            await w.director.campaign(id)
+
+
+async def test_a_draft_is_cancelled_without_asking_any_shard() -> None:
+    async with world() as w:
+        id = await w.draft()
+        w.asked.clear()
+        assert (await w.director.cancel(id))["state"] == "cancelled"
+        await w.until_idle()
+        assert not w.asked
+
+
+async def test_a_launch_under_a_key_is_one_launch() -> None:
+    async with world() as w:
+        id = await w.draft()
+        first, second = await asyncio.gather(
+            w.director.launch(id, None, "k"), w.director.launch(id, None, "k")
+        )
+        assert first == second
+        w.away.add("catalog")
+        assert await w.director.launch(id, None, "k") == first, "answered from memory alone"
+        w.away.clear()
+        with pytest.raises(Conflict, match="from running to scheduled"):
+            await w.director.launch(id, None, "another")
+
+
+async def test_a_draft_under_a_key_is_one_draft() -> None:
+    async with world() as w:
+        fields = {"name": "May", "template_id": 1, "rule": EVERYBODY}
+        first = await w.director.create(fields, "k")
+        w.away.add("catalog")
+        assert await w.director.create(fields, "k") == first
+        assert len(await w.director.list("campaigns")) == 1
+
+
+async def test_what_cannot_be_used_is_named() -> None:
+    async with world() as w:
+
+        async def refused(path: str, **fields: Any) -> InvalidRequest:
+            with pytest.raises(InvalidRequest) as caught:
+                await w.draft(**fields)
+            assert caught.value.path == path
+            return caught.value
+
+        error = await refused("source", source="nowhere")
+        assert error.expected == "one of relay, bulk"
+        await refused("template_id", template_id=9)
+        await refused("segment_id", rule=None, segment_id=9)
+        await refused("rule", rule={"member": {"segment": 9}})
+        await refused(
+            "$.attribute.name",
+            rule={"attribute": {"name": "city", "operator": "is_set"}},
+        )
+        await w.catalog.save_template(TEMPLATE | {"html": "<p>{{ city }}</p>"})
+        error = await refused("template_id", template_id=2)
+        assert "city" in error.message and "none yet" in error.expected
+        assert not await w.director.list("campaigns")
+
+
+async def test_a_segment_is_pinned_with_those_it_refers_to() -> None:
+    async with world() as w:
+        await w.catalog.declare_attributes({"city": "string"})
+        for shard in w.shards:
+            for (person,) in shard.rows("SELECT subscriber_id FROM profiles LIMIT 2"):
+                shard.load("profiles", {"subscriber_id": person, "attr_city": "Riga"})
+        city = {"attribute": {"name": "city", "operator": "equals", "value": "Riga"}}
+        await w.catalog.save_segment({"name": "Riga", "rule": city})
+        outside = {"not": {"member": {"segment": 1}}}
+        await w.catalog.save_segment({"name": "Others", "rule": outside})
+        id = await w.draft(rule=None, segment_id=2)
+        launched = await w.director.launch(id)
+        assert launched["audience"] == {"not": city}
+        await w.catalog.save_segment({"id": 1, "rule": EVERYBODY})
+        await w.until(lambda: w.ledger() == {"planned": 6})
+
+
+# -- lanes -----------------------------------------------------------------------------------------
+
+
+def report(due: int = 5, source: str = "relay") -> list[Work]:
+    return [Work(source, "b.example", 1, due, None)]
+
+
+async def test_a_silent_sender_is_passed_over_at_once_the_next_time() -> None:
+    async with world() as w:
+        await w.director.work(0, report())
+        await w.until(lambda: len(w.assigned) == 1)
+        (chosen, source, shards) = w.assigned[0]
+        assert (source, shards) == ("relay", [0])
+        w.hung[chosen] = asyncio.Event()
+        await w.director.work(0, report(6))
+        await w.until(lambda: len(w.assigned) == 2)
+        assert w.assigned[1][0] != chosen
+        w.asked.clear()
+        await w.director.work(0, report(7))
+        await w.until(lambda: len(w.assigned) == 3)
+        assert chosen not in {role for role, _, _ in w.asked}
+        w.hung.clear()
+        await w.director.sender_ready(chosen)
+        await w.until(lambda: len(w.assigned) == 4)
+        assert w.assigned[3][0] == chosen, "one that is back gets its lanes at once"
+        assert ("throttle", "forget", (chosen,)) in w.pushed
+
+
+async def test_work_that_comes_while_lanes_are_assigned_is_not_forgotten() -> None:
+    async with world() as w:
+        let_go = asyncio.Event()
+        for sender in range(3):
+            w.hung[f"sender-0{sender}"] = let_go
+        await w.director.work(0, report(source="relay"))
+        await w.until(lambda: any(method == "assign" for _, method, _ in w.asked))
+        await w.director.work(1, report(source="bulk"))
+        w.hung.clear()
+        let_go.set()
+        await w.until(lambda: {source for _, source, _ in w.assigned} == {"relay", "bulk"})
+
+
+async def test_a_lane_that_nobody_takes_is_offered_again() -> None:
+    async with world() as w:
+        w.away.update(f"sender-0{n}" for n in range(3))
+        await w.director.work(0, report())
+        await asyncio.sleep(0.03)
+        w.away.clear()
+        await w.until(lambda: len(w.assigned) == 1)
+
+
+async def test_a_long_lane_goes_to_all_and_a_new_director_asks_the_shards() -> None:
+    async with world() as w:
+        await w.director.work(0, report(1_000))
+        await w.until(lambda: len(w.assigned) == 3)
+        assert len({sender for sender, _, _ in w.assigned}) == 3
+        w.assigned.clear()
+        w.queries = dict(w.queries) | {"work": lambda *_: report()}
+        await w.start_director()
+        await w.until(lambda: len(w.assigned) >= 1)
+
+
+async def test_a_lost_report_does_not_hold_up_the_end() -> None:
+    async with world() as w:
+        id = await w.draft()
+        await w.director.launch(id)
+        await w.until(lambda: w.ledger() == {"planned": 10})
+        await w.director.work(0, [Work("relay", None, id, 0, None, 5)])
+        w.send_all()  # and the report that says so is lost
+        await w.until_state(id, "finished")
