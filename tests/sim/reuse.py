@@ -5,7 +5,7 @@ from __future__ import annotations
 import duckdb
 
 from manta.schema import TABLES
-from manta.store.database import ShardDatabase
+from manta.store.database import ShardDatabase, _create
 from manta.store.shard import ShardStore
 
 _free: list[_Kept] = []
@@ -19,6 +19,15 @@ class _Kept(ShardDatabase):
     def begin(self) -> None:
         self.is_clean = False
         super().begin()
+
+    def begin_loading(self) -> None:
+        """The indexes stay: what a run loads is small, and to build them is not."""
+
+    def end_loading(self) -> None:
+        pass
+
+    def lock_down(self) -> None:
+        """The next run sets it up again."""
 
     def close(self) -> None:
         if self not in _free:
@@ -36,7 +45,10 @@ def _empty() -> ShardDatabase:
             database._waiting.clear()
         for table, count in database.row_counts().items():
             if count:
-                database._connection.execute(f"DELETE FROM {table}")
+                # Made anew: where deleted rows lay would show in the order of later ones.
+                database._connection.execute(f"DROP TABLE {table}")
+                database._connection.execute(_create(TABLES[table]))
+                database._create_indexes(TABLES[table])
         database.is_clean = True
     assert not set(database.columns("profiles")) - set(TABLES["profiles"].column_names)
     return database
