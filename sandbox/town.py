@@ -43,7 +43,8 @@ class Town:
     def __init__(self, settings: TownSettings, clock: Clock) -> None:
         self._settings = settings
         self._clock = clock
-        self._mailboxes = Mailboxes(settings.mail_file)
+        self._mailboxes = Mailboxes(settings.mail_file)  # for the loop
+        self._arrivals = Mailboxes(settings.mail_file)  # for the provider's thread
         self._server: Server | None = None
         self._limit = asyncio.Semaphore(HTTP_AT_ONCE)
         self._http = httpx.AsyncClient(
@@ -81,7 +82,7 @@ class Town:
 
     def _deliver(self, received_at: str, mail_from: str, rcpt_to: str, raw: bytes) -> None:
         """On the provider's thread."""
-        id = self._mailboxes.deliver(received_at, mail_from, rcpt_to, raw)
+        id = self._arrivals.deliver(received_at, mail_from, rcpt_to, raw)
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self._delivered, id, received_at, rcpt_to)
 

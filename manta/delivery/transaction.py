@@ -249,6 +249,8 @@ class Transactions:
     # -- replies: one handler for each step --------------------------------------------------------
 
     def _on_mail(self, index: int, code: int, text: bytes) -> bytes:
+        if code == 503:  # about the connection's past, or a missing AUTH: never about the recipient
+            raise ProtocolViolation(f"MAIL out of sequence: 503 {_shown(text)}")
         if not 200 <= code <= 299:
             self._refuse(index, code, text)
         if self._offers.pipelining:
