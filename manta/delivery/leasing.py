@@ -24,7 +24,7 @@ from manta.command import Change, Context, Database, Decision, Op, Push
 from manta.delivery.campaign import CampaignPlan
 from manta.delivery.ledger import State, move
 from manta.delivery.screening import Wanted, screen
-from manta.delivery.senders import refuse_older
+from manta.delivery.senders import refuse_older, sender_row
 from manta.errors import InvalidRequest
 from manta.schema import ATTRIBUTE_PREFIX
 
@@ -58,6 +58,7 @@ class Lease:
     has stored "lease opened" as entry ``journal_sequence`` of its journal before it asks.
 
     Answers a ``Grant``; a repeat answers what is still leased under this name, checked again.
+    "Nothing" is stored like any grant (see ``senders.confirmation``).
     Raises ``Fenced`` when a later incarnation of the Sender has spoken to this shard.
     """
 
@@ -87,6 +88,7 @@ class Lease:
         changes = sorted_out.changes
         if sorted_out.granted.num_rows:
             changes = (*changes, self._leased(sorted_out.granted, context.now))
+        changes = changes or (sender_row(self.sender, self.sender_epoch, context.now),)
         return Decision(Grant(sorted_out.granted, more), changes)
 
     def repeat(self, database: Database, context: Context) -> Grant:

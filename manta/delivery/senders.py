@@ -58,6 +58,15 @@ def refuse_older(database: Database, sender: str, epoch: int) -> None:
         )
 
 
+def confirmation(database: Database, sender: str, epoch: int, now: datetime) -> Change:
+    """A change for an answer that changes nothing else and that a Sender acts upon.
+
+    Without a change nothing is appended, and only an append shows a shard's incarnation that it
+    has been replaced: one that has would say "no such message" of what its successor holds.
+    """
+    return sender_row(sender, max(known_epoch(database, sender), epoch), now)
+
+
 def sender_row(sender: str, epoch: int, now: datetime) -> Change:
     row = {
         "sender": [sender],

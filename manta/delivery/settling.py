@@ -31,7 +31,7 @@ from manta.delivery.outcomes import (
     OutcomeKind,
     outcomes_of,
 )
-from manta.delivery.senders import refuse_older, sender_row, told_of
+from manta.delivery.senders import confirmation, refuse_older, sender_row, told_of
 from manta.errors import InvalidRequest
 from manta.ids import hash64
 
@@ -64,7 +64,8 @@ class Settle:
             [self.lease_id, self.sender, self.sender_epoch],
         )
         outcomes = checked_outcomes(self.outcomes)
-        return _settle(database, context, rows, outcomes, self.journal_sequence)
+        decision = _settle(database, context, rows, outcomes, self.journal_sequence)
+        return _confirmed(database, context, decision, self.sender, self.sender_epoch)
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,8 @@ class ResolveOrphans:
             (o.subscriber_id, o.message_key): i for o, i in zip(outcomes, leases, strict=True)
         }
         mine = [row for row in rows if lease_of.get((row[0], row[1])) == _Row(*row).lease_id]
-        return _settle(database, context, mine, outcomes)
+        decision = _settle(database, context, mine, outcomes)
+        return _confirmed(database, context, decision, self.sender, self.sender_epoch)
 
 
 def checked_outcomes(table: pa.Table) -> list[Outcome]:
@@ -224,6 +226,15 @@ def _settle(
     if accepted:
         changes.append(_sent_events(accepted))
     return Decision(answer, tuple(changes))
+
+
+def _confirmed(
+    database: Database, context: Context, decision: Decision, sender: str, epoch: int
+) -> Decision:
+    if decision.changes:
+        return decision
+    change = confirmation(database, sender, epoch, context.now)
+    return Decision(decision.answer, (change,), decision.pushes)
 
 
 def land(row: _Row, outcome: Outcome, campaign: _Campaign, now: datetime) -> _Landing | None:

@@ -18,7 +18,7 @@ import pyarrow as pa
 from manta.clock import ManualClock
 from manta.command import Change, Command, Context, Database, Decision, Op, Push
 from manta.delivery import settling
-from manta.delivery.campaign import CampaignPlan, CampaignState, Kind
+from manta.delivery.campaign import CampaignPlan, CampaignState
 from manta.delivery.hooks import HookSettings, SendingHook, Work
 from manta.delivery.leasing import revoke_people
 from manta.delivery.ledger import Policy, State
@@ -40,9 +40,8 @@ from tests.sim.receiver import Receiver, Trouble
 from tests.sim.reuse import ReusingStore
 from tests.sim.scheduler import Died, Owner, Scheduler, Steps
 from tests.sim.sender import SenderProcess
+from tests.unit.delivery_shard import CAMPAIGN, plan
 
-CAMPAIGN = 7
-SOURCE = "mx-a"
 STEPS_MAX = 60_000
 SENDER_POINTS = (
     "before a lease",
@@ -256,8 +255,14 @@ class World:
         self._sender().stopped_until = self.clock.monotonic() + self.random.uniform(5, 60)
 
     def _lose_journal(self) -> None:
-        """A Sender dies and its journal is deleted, has a hole, or a torn entry."""
+        """A Sender's journal is deleted, has a hole, or a torn entry.
+
+        With its EPOCH entries the fence is gone too, so incarnations that it had fenced must not
+        live: a journal that loses them protects from those that come later only.
+        """
         sender = self._sender()
+        for old in self.senders[sender.name][:-1]:
+            old.alive = False
         prefix = sender.prefix
         paths = self.held.list(f"{prefix}/")
         self.note(f"{sender.name} loses its journal")
@@ -470,20 +475,7 @@ class World:
 
     def _plan(self) -> CampaignPlan:
         now = ManualClock().now()
-        return CampaignPlan(
-            CAMPAIGN,
-            Kind.MARKETING,
-            "email",
-            "news",
-            "template",
-            1,
-            SOURCE,
-            now,
-            "SELECT subscriber_id FROM profiles WHERE subscriber_id >= ?",
-            (0,),
-            policy=self.policy,
-            expires_at=now + timedelta(days=365),
-        )
+        return plan(policy=self.policy, due_at=now, expires_at=now + timedelta(days=365))
 
     def _direct(self) -> Steps:
         """Bring in the people, plan, pause, resume, perhaps cancel; people unsubscribe."""
