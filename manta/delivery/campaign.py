@@ -21,7 +21,9 @@ from manta.clock import as_text, parse_instant
 from manta.delivery.ledger import Policy
 from manta.errors import Conflict, InvalidRequest
 from manta.ids import campaign_message_key
-from manta.schema import ATTRIBUTE_NAME
+from manta.rules.nodes import Rule
+from manta.rules.tree import parse_text
+from manta.schema import ATTRIBUTE_NAME, AttributeType
 
 PRIORITY_MAX = 255
 ATTRIBUTES_MAX = 100
@@ -78,10 +80,11 @@ MARKETING_ONLY_SUPPRESSIONS = ("unsubscribed",)
 class CampaignPlan:
     """The JSON in ``campaigns.definition``.
 
-    ``audience_sql`` selects ``subscriber_id``, with ``?`` for each of ``audience_params``; it comes
-    from ``manta.rules`` only and is empty where messages are enqueued one by one. ``source`` names
-    an egress source or a pool of them. Planned rows are due at ``due_at`` and expire at
-    ``expires_at`` (None: never). ``occurrence`` is part of the message key: 0 for a one-off.
+    ``audience`` is the JSON text of a rule, to hold at ``due_at``, with the declared types of the
+    attributes that it names and the workspace's time zone; each shard makes its own SQL of it. It
+    is empty where messages are enqueued one by one. ``source`` names an egress source or a pool of
+    them. Planned rows are due at ``due_at`` and expire at ``expires_at`` (None: never).
+    ``occurrence`` is part of the message key: 0 for a one-off.
     """
 
     campaign_id: int
@@ -92,8 +95,9 @@ class CampaignPlan:
     template_version: int
     source: str
     due_at: datetime
-    audience_sql: str = ""
-    audience_params: tuple[Any, ...] = ()
+    audience: str = ""
+    attribute_types: tuple[tuple[str, str], ...] = ()  # name and type
+    time_zone: str = "UTC"
     attributes: tuple[str, ...] = ()  # those that the template uses, without the `attr_` prefix
     priority: int = 100  # 0 first
     policy: Policy = Policy.HOLD
@@ -122,6 +126,11 @@ class CampaignPlan:
     @property
     def message_key(self) -> int:
         return campaign_message_key(self.campaign_id, self.occurrence)
+
+    def audience_rule(self) -> Rule:
+        """Everybody whom the campaign is for. Raises ``InvalidRequest`` where it is no rule."""
+        types = {name: AttributeType(kind) for name, kind in self.attribute_types}
+        return parse_text(self.audience, types)
 
     def to_json(self) -> str:
         values = asdict(self)

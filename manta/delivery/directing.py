@@ -12,6 +12,7 @@ segment changes nothing.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -30,9 +31,6 @@ from manta.definitions import (
 from manta.delivery.campaign import PRIORITY_MAX, CampaignPlan, CampaignState, Kind, move_campaign
 from manta.delivery.ledger import Policy
 from manta.errors import Conflict, InvalidRequest
-from manta.rules.sql import compile_sql
-from manta.rules.tree import parse
-from manta.schema import AttributeType
 
 HISTORY_MAX = 200
 TOPIC_LENGTH_MAX = 200
@@ -177,8 +175,6 @@ def start(reader: Reader, id: int, now: datetime) -> Defined:
 
 def _plan(document: Document, pinned: Pinned, zone: str, due_at: datetime) -> CampaignPlan:
     expires_at = document["expires_at"]
-    types = {name: AttributeType(kind) for name, kind in pinned.attribute_types.items()}
-    audience = compile_sql(parse(pinned.audience, types), due_at, zone)
     return CampaignPlan(
         campaign_id=document["id"],
         kind=Kind(document["kind"]),
@@ -188,8 +184,9 @@ def _plan(document: Document, pinned: Pinned, zone: str, due_at: datetime) -> Ca
         template_version=pinned.template_version,
         source=document["source"],
         due_at=due_at,
-        audience_sql=audience.sql,
-        audience_params=tuple(audience.params),
+        audience=json.dumps(pinned.audience),
+        attribute_types=tuple(sorted(pinned.attribute_types.items())),
+        time_zone=zone,
         attributes=tuple(pinned.attributes),
         priority=document["priority"],
         policy=Policy(document["policy"]),

@@ -25,6 +25,9 @@ from manta.delivery.ledger import State, move
 from manta.delivery.screening import Wanted, screen
 from manta.errors import Conflict, InvalidRequest, NotFound
 from manta.ids import campaign_message_key, hash64
+from manta.rules.loading import columns_of_profiles
+from manta.rules.scope import without_unknown
+from manta.rules.sql import compile_sql
 from manta.schema import LEDGER
 
 PLAN_ROWS_MAX = 100_000
@@ -61,7 +64,7 @@ class SetCampaign:
         known = find_campaign(database, self.campaign_id)
         if known is None:
             plan = _checked_plan(self.definition, self.campaign_id)
-            definition, planning = self.definition, "planning" if plan.audience_sql else "planned"
+            definition, planning = self.definition, "planning" if plan.audience else "planned"
         else:
             planning, definition = known.planning, known.definition
             if self.step < known.step:
@@ -177,10 +180,12 @@ class PlanCampaign:
 
     def _page(self, database: Database, plan: CampaignPlan) -> pa.Table:
         """The next people, with the state of the row that they may have already."""
-        if not plan.audience_sql:
+        if not plan.audience:
             return database.table("SELECT 0::BIGINT AS subscriber_id, '' AS state LIMIT 0")
+        rule = without_unknown(plan.audience_rule(), columns_of_profiles(database))
+        audience = compile_sql(rule, plan.due_at, plan.time_zone)
         return database.table(
-            f"WITH audience AS ({plan.audience_sql}),"
+            f"WITH audience AS ({audience.sql}),"
             " page AS (SELECT DISTINCT p.subscriber_id FROM profiles p"
             " WHERE p.subscriber_id > ? AND p.subscriber_id IN (SELECT subscriber_id FROM audience)"
             " AND p.subscriber_id NOT IN (SELECT from_id FROM aliases)"
@@ -188,7 +193,7 @@ class PlanCampaign:
             " SELECT page.subscriber_id, l.state"
             " FROM page LEFT JOIN (SELECT subscriber_id, state FROM ledger WHERE message_key = ?) l"
             " ON l.subscriber_id = page.subscriber_id ORDER BY 1",
-            [*plan.audience_params, self.after_subscriber, self.limit, plan.message_key],
+            [*audience.params, self.after_subscriber, self.limit, plan.message_key],
         )
 
 

@@ -10,6 +10,8 @@ import pyarrow as pa
 from manta.command import Context, Database
 from manta.errors import InvalidRequest
 from manta.people.identities import CONFIRMED, compared
+from manta.rules.loading import columns_of_profiles
+from manta.rules.scope import without_unknown
 from manta.rules.sql import compile_sql
 from manta.rules.tree import parse
 from manta.schema import ATTRIBUTE_PREFIX, AttributeType
@@ -101,7 +103,7 @@ def audience_page(database: Database, context: Context, arguments: Mapping[str, 
         raise InvalidRequest(
             f"a page of {limit} rows", path="limit", expected=f"1 to {PAGE_ROWS_MAX}"
         )
-    there = database.table("SELECT * FROM profiles LIMIT 0").column_names
+    there = columns_of_profiles(database)
     columns = list(arguments.get("columns") or there)
     for name in columns:
         if name not in there:
@@ -114,7 +116,7 @@ def audience_page(database: Database, context: Context, arguments: Mapping[str, 
     params: list[Any] = []
     if arguments.get("rule") is not None:
         types = {name: AttributeType(kind) for name, kind in arguments["attributes"].items()}
-        rule = parse(arguments["rule"], types)
+        rule = without_unknown(parse(arguments["rule"], types), there)
         now = arguments.get("now") or context.now
         chosen = compile_sql(rule, now, context.settings.get("time_zone") or "UTC")
         sql += f" SEMI JOIN ({chosen.sql}) chosen ON chosen.subscriber_id = p.subscriber_id"

@@ -62,6 +62,11 @@ def load(
     }
 
 
+def columns_of_profiles(database: Database) -> list[str]:
+    """The columns that the profiles have here: an attribute gets one with its first value."""
+    return [name for name, *_ in database.rows("DESCRIBE profiles")]
+
+
 def _columns(attributes: Iterable[str]) -> list[str]:
     own = sorted(set(attributes) - BUILT_IN.keys())
     for name in own:
@@ -72,7 +77,8 @@ def _columns(attributes: Iterable[str]) -> list[str]:
 
 
 def _profiles(database: Database, ids: list[int], wanted: Touches) -> dict[int, dict[str, Any]]:
-    columns = _columns(wanted.attributes)
+    there = columns_of_profiles(database)
+    columns = [name for name in _columns(wanted.attributes) if name in there]
     chosen = ", ".join(f'"{column}"' for column in columns)
     sql = f"SELECT subscriber_id, {chosen} FROM profiles WHERE subscriber_id IN {_THESE}"
     return {

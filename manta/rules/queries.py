@@ -7,6 +7,8 @@ from typing import Any
 
 from manta.command import Context, Database
 from manta.errors import InvalidRequest
+from manta.rules.loading import columns_of_profiles
+from manta.rules.scope import without_unknown
 from manta.rules.sql import compile_count, compile_sample
 from manta.rules.tree import parse
 from manta.schema import ATTRIBUTE_PREFIX, AttributeType
@@ -20,7 +22,7 @@ def audience(database: Database, context: Context, arguments: Mapping[str, Any])
     ``rule`` is a rule's JSON, ``attributes`` the declared names with their types.
     """
     types = {name: AttributeType(kind) for name, kind in arguments["attributes"].items()}
-    rule = parse(arguments["rule"], types)
+    rule = without_unknown(parse(arguments["rule"], types), columns_of_profiles(database))
     zone, size = context.settings.get("time_zone") or "UTC", int(arguments.get("sample") or 0)
     if not 0 <= size <= SAMPLE_MAX:
         raise InvalidRequest(f"a sample of {size}", path="sample", expected=f"0 to {SAMPLE_MAX}")

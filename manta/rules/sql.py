@@ -7,8 +7,10 @@ into the scan). Values are always bound as ``?`` in the order of the text, so th
 the statement into a larger one with parameters of its own before and after; the only names in the
 text are those of ``manta.schema`` and checked attribute names.
 
-The connection needs ``manta.rules.meaning.register``. The statement says the same of a person as
-``manta.rules.closure`` does; a property test holds them to it.
+The connection needs ``manta.rules.meaning.register``, and ``profiles`` a column for each attribute:
+``manta.rules.scope.without_unknown`` leaves out those of which nobody has a value yet. The
+statement says the same of a person as ``manta.rules.closure`` does; a property test holds them to
+it.
 """
 
 from __future__ import annotations

@@ -31,8 +31,7 @@ def plan(campaign_id: int = CAMPAIGN, **changed: Any) -> CampaignPlan:
         "template_version": 1,
         "source": "mx-a",
         "due_at": START,
-        "audience_sql": "SELECT subscriber_id FROM profiles WHERE subscriber_id >= ?",
-        "audience_params": (0,),
+        "audience": '{"all": []}',
         "expires_at": START + timedelta(days=2),
         "policy": Policy.HOLD,
     }
@@ -58,7 +57,7 @@ class SendingShard(Shard):
         """Announce a campaign and plan all of it."""
         campaign = campaign or plan()
         self.set(CampaignState.RUNNING, campaign)
-        if campaign.audience_sql:
+        if campaign.audience:
             self.answer(PlanCampaign(campaign.campaign_id))
         return campaign
 

@@ -247,7 +247,7 @@ class House:
                 template_version=1,
                 source="relay",
                 due_at=shard.now,
-                audience_sql="SELECT subscriber_id FROM profiles",
+                audience='{"all": []}',
             )
             shard.answer(SetCampaign(None, 7, CampaignState.RUNNING, plan.to_json(), 1))
             shard.answer(PlanCampaign(7))

@@ -73,7 +73,11 @@ def test_a_campaign_moves_by_its_table() -> None:
 
 
 def test_a_plan_survives_its_json() -> None:
-    first = plan(audience_params=(1, "ä", plan().due_at, (2.5, None)), attributes=("city",))
+    first = plan(
+        audience='{"attribute": {"name": "ä"}}',
+        attribute_types=(("city", "string"), ("age", "number")),
+        attributes=("city",),
+    )
     assert CampaignPlan.from_json(first.to_json()) == first
 
 

@@ -10,6 +10,10 @@ from manta.command import Context
 from manta.errors import InvalidRequest
 from manta.people import queries
 from manta.rules import queries as rule_queries
+from manta.rules.loading import load
+from manta.rules.scope import touches
+from manta.rules.tree import parse
+from manta.schema import AttributeType
 from tests.unit.people_shard import START, Shard
 
 CONTEXT = Context(START, Random(1), "default", 0)
@@ -51,6 +55,19 @@ def test_a_person_is_shown_with_what_belongs_to_them(shard: Shard) -> None:
     assert [s["reason"] for s in person["suppressions"]] == ["m"]
     assert queries.person(shard.database, CONTEXT, {"subscriber_id": 77}) == person
     assert queries.person(shard.database, CONTEXT, {"subscriber_id": 78}) is None
+
+
+def test_an_attribute_without_any_value_here_is_missing(shard: Shard) -> None:
+    person = shard.person("p@shop.example")
+    for operator, right in (("equals", []), ("not_equals", [person])):
+        rule = {"attribute": {"name": "city", "operator": operator, "value": "Bern"}}
+        arguments = {"rule": rule, "attributes": {"city": "string"}, "sample": 3, "limit": 3}
+        found = rule_queries.audience(shard.database, CONTEXT, arguments)
+        assert found["count"] == len(right)
+        page = queries.audience_page(shard.database, CONTEXT, arguments)
+        assert page.column("subscriber_id").to_pylist() == right
+        touched = touches(parse(rule, {"city": AttributeType.STRING}))
+        assert "attr_city" not in load(shard.database, [person], touched)[person].profile
 
 
 def test_an_audience_is_counted_and_sampled(shard: Shard) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime, timedelta
 
 import pyarrow as pa
@@ -128,9 +129,33 @@ def test_a_plan_is_pinned_and_late_news_ignored() -> None:
         shard.answer(SetCampaign(None, CAMPAIGN, CampaignState.DRAFT, text, 3))
 
 
+@pytest.mark.parametrize(
+    ("operator", "everybody"), [("is_set", False), ("equals", False), ("not_equals", True)]
+)
+def test_an_attribute_that_nobody_here_has_is_missing_for_all(
+    operator: str, everybody: bool
+) -> None:
+    shard = SendingShard(4)
+    value = {} if operator == "is_set" else {"value": "Riga"}
+    rule = {"attribute": {"name": "city", "operator": operator, **value}}
+    shard.start(plan(audience=json.dumps(rule), attribute_types=(("city", "string"),)))
+    assert shard.rows("SELECT count(*) FROM ledger") == [(4 * everybody,)]
+
+
+def test_an_audience_is_who_the_rule_holds_for_when_it_is_due() -> None:
+    shard = SendingShard(3)
+    for person, days in ((1, 1), (2, 2), (3, 30)):
+        joined_at = START - timedelta(days=days)
+        shard.load("profiles", {"subscriber_id": person, "attr_joined_at": joined_at})
+    shard.pass_time(days=3)  # planned late
+    rule = {"attribute": {"name": "joined_at", "operator": "in_the_last", "value": {"days": 3}}}
+    shard.start(plan(audience=json.dumps(rule), attribute_types=(("joined_at", "date"),)))
+    assert shard.rows("SELECT subscriber_id FROM ledger ORDER BY 1") == [(1,), (2,)]
+
+
 def test_one_message_at_a_time() -> None:
     shard = SendingShard(2)
-    shard.start(plan(kind=Kind.TRANSACTIONAL, audience_sql="", audience_params=()))
+    shard.start(plan(kind=Kind.TRANSACTIONAL, audience=""))
     first = shard.answer(EnqueueMessage(CAMPAIGN, 1, "order 1"))
     assert first["state"] == "planned"
     assert shard.answer(EnqueueMessage(CAMPAIGN, 1, "order 1")) == first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 from random import Random
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from manta.rules.closure import EventRow, Person, compile_closure
 from manta.rules.nodes import Rule, walk
+from manta.rules.scope import without_unknown
 from manta.rules.sql import compile_count, compile_sample, compile_sql
 from manta.rules.tree import parse
 from tests.unit.rules_samples import ATTRIBUTES, NOW, crowds, empty_database, rules, store
@@ -70,6 +72,30 @@ def test_sql_finds_exactly_the_people_for_whom_the_closure_holds(database: Any, 
         assert database.execute(count.sql, count.params).fetchone() == (len(right),)
         sample = found(database, compile_sample(rule, NOW, 3, zone))
         assert len(sample) == min(3, len(right)) and set(sample) <= set(right)
+
+
+@settings(deadline=None, max_examples=10)
+@given(seed=st.integers(0, 2**32))
+def test_a_rule_says_the_same_where_nobody_has_the_attribute(seed: int) -> None:
+    """Without the columns of some attributes, as in a shard that has never seen a value."""
+    random = Random(seed)
+    gone = {f"attr_{name}" for name in ATTRIBUTES if random.random() < 0.6}
+    everybody = [
+        replace(one, profile={**one.profile, **dict.fromkeys(gone)})
+        for one in crowds(12).draw(random)
+    ]
+    with empty_database() as database:
+        store(database, everybody)
+        for column in sorted(gone):
+            database.execute(f"ALTER TABLE profiles DROP COLUMN {column}")
+        columns = [row[0] for row in database.execute("DESCRIBE profiles").fetchall()]
+        for _ in range(15):
+            rule = parse(rules().draw(random), ATTRIBUTES)
+            fitting = without_unknown(rule, columns)
+            right = expected(rule, everybody, "UTC")
+            assert expected(fitting, everybody, "UTC") == right, rule.to_json()
+            assert found(database, compile_sql(fitting, NOW)) == right, rule.to_json()
+            assert parse(fitting.to_json(), ATTRIBUTES) == fitting
 
 
 NOTHING = {"email": None, "created_at": NOW, "attr_birthday": None, "time_zone": None}
