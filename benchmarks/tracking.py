@@ -34,7 +34,7 @@ from manta.settings import HttpSettings, Settings
 from serve_apps.bootstrap import apps, deploy, serve_environment, undeploy, with_free_port
 from serve_apps.links import keyring_of
 
-CONNECTIONS = 128
+CONNECTIONS = 256
 SECONDS = 5.0
 ROUNDS = 3
 PEOPLE = 2_000
