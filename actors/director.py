@@ -18,9 +18,10 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from datetime import datetime
 from typing import Any
 
+from actors.assigning import Assigner
 from actors.handles import Calls, Handles, Shards, sender_role
 from actors.journaled import JournaledActor
-from actors.resolving import take_over
+from actors.resolving import ask_all, take_over
 from manta.clock import Clock
 from manta.definitions import Defined, required
 from manta.delivery import directing
@@ -37,9 +38,7 @@ RECHECK_S = 30.0
 AGAIN_S = 1.0
 TELL_WAIT_S = 0.8  # an answer to a person waits so long for the shards to hear
 SHARD_DEADLINE_S = 10.0
-ASSIGN_TIMEOUT_S = 3.0
-ASSIGN_GATHER_S = 0.02
-SILENT_S = 30.0  # a Sender that did not answer comes last for so long
+RESOLVE_DEADLINE_S = 300.0
 PLAN_CHUNK_ROWS = 20_000
 NAMES_SHOWN = 500  # characters of a list of names in an error
 logger = logging.getLogger("manta.actors")
@@ -67,17 +66,14 @@ class Director(JournaledActor):
         self._find_handles = find_handles
         self._open_attempts = open_attempts
         self._senders = [sender_role(n) for n in range(settings.senders)]
+        self._assigner = Assigner(calls, clock, self._senders)
         self._sources = [source.name for source in settings.egress]
         self._zone = settings.time_zone
         self._handles: Handles | None = None
         self._drives: dict[int, asyncio.Task[None]] = {}
         self._woken: dict[int, asyncio.Event] = {}
         self._heard: dict[int, dict[int, int]] = {}  # campaign, shard: the last step it heard of
-        self._work: dict[int, list[Work]] = {}
-        self._silent_until_s: dict[str, float] = {}
         self._resolving: set[str] = set()
-        self._assign_wanted = False
-        self._assigning: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def recovered(self) -> None:
@@ -157,7 +153,7 @@ class Director(JournaledActor):
         return {
             "ready": self._ready and self._handles is not None,
             "driving": sorted(i for i, t in self._drives.items() if not t.done()),
-            "due": {shard: sum(work.due for work in r) for shard, r in self._work.items() if r},
+            "due": {n: sum(work.due for work in r) for n, r in self._assigner.reports.items() if r},
             "resolving": sorted(self._resolving),
             "senders": self._senders,
         }
@@ -319,12 +315,8 @@ class Director(JournaledActor):
 
     async def work(self, shard: int, report: list[Work]) -> None:
         """A shard says all of what it has to send, or holds; an empty report: nothing."""
-        before, self._work[shard] = self._work.get(shard, []), report
-        for campaign_id in {work.campaign_id for work in (*before, *report)}:
-            if campaign_id in self._woken and not self._is_pending(campaign_id):
-                self._woken[campaign_id].set()
-        if any(work.due for work in report):
-            self._assign_soon()
+        for campaign_id in self._assigner.report(shard, report) & self._woken.keys():
+            self._woken[campaign_id].set()
 
     async def _ask_work(self, shard: int) -> None:
         """After a start: what the shard would have told, had we been there."""
@@ -332,14 +324,13 @@ class Director(JournaledActor):
             report = await self._shards().query(shard, "work")
         except MantaError:
             return  # it reports by itself once it is ready
-        if shard not in self._work:
+        if shard not in self._assigner.reports:
             await self.work(shard, report)
 
     async def sender_ready(self, sender: str) -> None:
         """A Sender has started, or started again: it has no lanes."""
-        self._silent_until_s.pop(sender, None)
         self._throttle_forgets(sender)
-        self._assign_soon()
+        self._assigner.sender_ready(sender)
 
     async def orphans(self, shard: int, senders: list[tuple[str, int]]) -> None:
         """Leases of these Senders (with epoch) are past their deadline: read their journals."""
@@ -348,69 +339,18 @@ class Director(JournaledActor):
                 self._resolving.add(sender)
                 self._keep(self._resolve(sender))
 
-    def _is_pending(self, campaign_id: int) -> bool:
-        return any(w.campaign_id == campaign_id for report in self._work.values() for w in report)
-
-    # -- lanes -------------------------------------------------------------------------------------
-
-    def _assign_soon(self) -> None:
-        self._assign_wanted = True
-        if self._assigning is None or self._assigning.done():
-            self._assigning = self._keep(self._assign())
-
-    async def _assign(self) -> None:
-        """Assign until nobody has asked for it meanwhile and every lane is taken."""
-        pause_s = ASSIGN_GATHER_S
-        while self._assign_wanted:
-            await asyncio.sleep(pause_s)
-            self._assign_wanted = False  # what comes from here on is for the next round
-            lanes = self._due_lanes()
-            taken = await asyncio.gather(*(self._assign_lane(*lane) for lane in lanes))
-            self._assign_wanted |= not all(taken)
-            pause_s = ASSIGN_GATHER_S if all(taken) else AGAIN_S
-
-    def _due_lanes(self) -> list[tuple[str, int, list[int]]]:
-        """Source, due rows and shards of each lane.
-
-        A relay takes every domain, so the site of its lane is the source itself.
-        """
-        due: dict[str, dict[int, int]] = {}
-        for shard, report in self._work.items():
-            for work in report:
-                if work.due:
-                    shards = due.setdefault(work.source, {})
-                    shards[shard] = shards.get(shard, 0) + work.due
-        return [(source, sum(rows.values()), sorted(rows)) for source, rows in due.items()]
-
-    async def _assign_lane(self, source: str, rows: int, shards: list[int]) -> bool:
-        """Give a lane to its Senders, and to others where those are silent. Whether one took it."""
-        now_s = self._clock.monotonic()
-        wanted = directing.choose_senders(source, source, rows, self._senders)
-        others = [sender for sender in self._senders if sender not in wanted]
-        order = sorted((*wanted, *others), key=lambda s: self._silent_until_s.get(s, now_s) > now_s)
-        taken = 0
-        while order and taken < len(wanted):
-            asked, order = order[: len(wanted) - taken], order[len(wanted) - taken :]
-            answers = (self._assign_to(sender, source, shards) for sender in asked)
-            taken += sum(await asyncio.gather(*answers))
-        return taken > 0
-
-    async def _assign_to(self, sender: str, source: str, shards: list[int]) -> bool:
-        try:
-            await self._calls.call(
-                sender, "assign", source, source, None, shards, timeout_s=ASSIGN_TIMEOUT_S
-            )
-        except Exception as error:
-            logger.info("%s does not take the lane %s: %s", sender, source, error)
-            self._silent_until_s[sender] = self._clock.monotonic() + SILENT_S
-            return False
-        return True
-
     async def _resolve(self, sender: str) -> None:
         """Fence a silent Sender's journal and settle what it proves."""
         try:
             journal = await asyncio.to_thread(self._open_attempts, sender)
-            await take_over(journal, sender, self._shards(), self._clock)
+            shards = self._shards()
+            await take_over(
+                sender,
+                shards.count,
+                lambda commands: ask_all(shards, commands, deadline_s=RESOLVE_DEADLINE_S),
+                lambda known: asyncio.to_thread(journal.take_over, known),
+                self._clock,
+            )
             self._throttle_forgets(sender)
         except MantaError as error:  # the shards report their orphans again
             logger.warning("%s's messages stay orphaned for now: %s", sender, error)

@@ -23,12 +23,12 @@ from typing import Any, Protocol, TypeVar
 
 from actors.bursts import Compose, Connect, wait_at_most
 from actors.lanes import LaneRun, LaneSettings
+from actors.resolving import ShardsPort, ask_all, take_over
 from manta.clock import Clock
-from manta.delivery.attempts import AttemptJournal, History, JournalPort, resolve
+from manta.delivery.attempts import AttemptJournal, History, JournalPort
 from manta.delivery.outcomes import Outcome
-from manta.delivery.senders import Known, SenderKnown
+from manta.delivery.senders import Known
 from manta.delivery.sending import Sending, SendingSettings
-from manta.delivery.settling import FenceSender, ResolveOrphans
 from manta.delivery.throttle import Lane
 from manta.errors import (
     Damaged,
@@ -60,17 +60,6 @@ class SenderSettings:
     truncate_every_entries: int = 500
     lane: LaneSettings = field(default_factory=LaneSettings)
     sending: SendingSettings = field(default_factory=SendingSettings)
-
-
-class ShardsPort(Protocol):
-    """``actors.handles.Shards``: answers are values or the errors of single commands."""
-
-    @property
-    def count(self) -> int: ...
-
-    async def execute_on(
-        self, shard: int, commands: Sequence[Any], deadline_s: float = ...
-    ) -> list[Any]: ...
 
 
 class ThrottlePort(Protocol):
@@ -121,7 +110,6 @@ class Sender:
         self._journal = AttemptJournal(journal)
         self._exit_process = exit_process
         self._find_ports = find_ports
-        self._tell_ready = tell_ready
         self._tell_ready = tell_ready
         self._journal_thread = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-journal")
         self._compose_thread = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-compose")
@@ -286,21 +274,16 @@ class Sender:
 
     async def _take_over(self) -> None:
         """Fence the former incarnations, read their journal, tell the shards what it proves."""
-        shards = range(self.ports.shards.count)
-        known = await self._patiently(lambda: self._ask_all([SenderKnown(self.name)] * len(shards)))
-        history = await self._patiently(lambda: self._in_journal_thread(lambda: self._fence(known)))
-        fence = FenceSender(self.name, history.epoch)
-        held = await self._patiently(lambda: self._ask_all([fence] * len(shards)))
-        sequence = max(unresolved.journal_sequence for unresolved in held)
-        now = self.clock.now()
-        verdicts = [resolve(history, unresolved.rows, sequence, now) for unresolved in held]
-        commands = [
-            ResolveOrphans(self.name, history.epoch, each) if each.num_rows else None
-            for each in verdicts
-        ]
-        await self._patiently(lambda: self._ask_all(commands))
-        if history.damage:
-            logger.error("%s: its former journal proves nothing: %s", self.name, history.damage)
+        shards = self.ports.shards
+        history = await take_over(
+            self.name,
+            shards.count,
+            lambda commands: self._patiently(lambda: ask_all(shards, commands)),
+            lambda known: self._patiently(
+                lambda: self._in_journal_thread(lambda: self._fence(known))
+            ),
+            self.clock,
+        )
         sending = Sending(
             self.name, history.epoch, history.fence, history.low_water, self.settings.sending
         )
@@ -322,21 +305,6 @@ class Sender:
             except RetryableError as error:
                 logger.warning("%s waits: %s", self.name, error)
                 await asyncio.sleep(self.settings.start_retry_s)
-
-    async def _ask_all(self, commands: Sequence[Any]) -> list[Any]:
-        """Each shard its own command (None: nothing); the answers. Raises the first error."""
-
-        async def ask(shard: int, command: Any) -> Any:
-            if command is None:
-                return None
-            (answer,) = await self.ports.shards.execute_on(shard, [command])
-            return answer
-
-        answers = await asyncio.gather(*(ask(*each) for each in enumerate(commands)))
-        for answer in answers:
-            if isinstance(answer, MantaError):
-                raise answer
-        return answers
 
     # -- the journal -------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from actors import assigning
 from actors import director as director_module
 from actors import handles as handles_module
 from actors.catalog import Catalog
@@ -21,10 +22,20 @@ from actors.handles import find
 from manta.clock import ManualClock
 from manta.command import Context, Repeated
 from manta.delivery import queries as delivery_queries
+from manta.delivery.attempts import Attempt, AttemptJournal, Entry
 from manta.delivery.hooks import Work
-from manta.errors import Conflict, InvalidRequest, MantaError, NotFound, NotReady, OutcomeUnknown
+from manta.errors import (
+    Conflict,
+    Fenced,
+    InvalidRequest,
+    MantaError,
+    NotFound,
+    NotReady,
+    OutcomeUnknown,
+)
 from manta.settings import EgressSource, Settings
 from manta.store.documents import Documents
+from manta.store.journal import Journal
 from tests.faults import MemoryObjects
 from tests.unit.people_shard import START, Shard
 
@@ -43,10 +54,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         "RECHECK_S": 0.05,
         "AGAIN_S": 0.01,
         "TELL_WAIT_S": 0.05,
-        "ASSIGN_GATHER_S": 0.0,
         "PLAN_CHUNK_ROWS": 3,
     }.items():
         monkeypatch.setattr(director_module, name, value)
+    monkeypatch.setattr(assigning, "GATHER_S", 0.0)
+    monkeypatch.setattr(assigning, "AGAIN_S", 0.01)
 
 
 class Ended(BaseException):
@@ -86,6 +98,11 @@ class World:
     @staticmethod
     def _end(reason: str) -> None:
         raise Ended(reason)
+
+    def attempts(self, nonce: int) -> Journal:
+        """The attempt journal of sender-00, for one more owner."""
+        owner = nonce.to_bytes(16, "big")
+        return Journal(self.objects, "default/journal/sender=00", "sender-00", owner, self.clock)
 
     # -- the port ----------------------------------------------------------------------------------
 
@@ -143,7 +160,7 @@ class World:
             self.clock,
             self,
             find_handles,
-            lambda sender: pytest.fail("no journal is read here"),
+            lambda sender: AttemptJournal(self.attempts(9)),
             SETTINGS,
         )
         await self.director.start()
@@ -155,6 +172,7 @@ class World:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self.director._assigner.stop()
             self.director._thread.shutdown(wait=True)
 
     async def draft(self, **fields: Any) -> int:
@@ -519,3 +537,35 @@ async def test_a_lost_report_does_not_hold_up_the_end() -> None:
         await w.director.work(0, [Work("relay", None, id, 0, None, 5)])
         w.send_all()  # and the report that says so is lost
         await w.until_state(id, "finished")
+
+
+async def test_the_journal_of_a_silent_sender_is_fenced_and_settled() -> None:
+    async with world(2) as w:
+        await w.director.launch(await w.draft())
+        await w.until(lambda: w.ledger() == {"planned": 2})
+        journal = AttemptJournal(w.attempts(1))
+        journal.take_over([])
+        messages = []
+        for lease_id, shard in enumerate(w.shards, 1):
+            ((person, message),) = shard.rows("SELECT subscriber_id, message_key FROM ledger")
+            messages.append((lease_id, person, message))
+            row = {"lease_id": lease_id, "sender_epoch": 1, "due_at": None, "state": "orphaned"}
+            shard.leased(person, message, **row, campaign_id=1)
+        journal.append(Entry(1, leases=(1, 2), attempts=(Attempt(*messages[0]),)))
+        await w.director.orphans(0, [("sender-00", 1)])
+        await w.director.orphans(1, [("sender-00", 1)])
+        await w.until(lambda: w.ledger() == {"uncertain": 1, "planned": 1})
+        assert ("throttle", "forget", ("sender-00",)) in w.pushed
+        with pytest.raises(Fenced):
+            journal.append(Entry(1))
+
+
+async def test_what_a_director_cannot_resolve_now_is_told_again() -> None:
+    async with world(2) as w:
+        w.away.add("shard-001")
+        await w.director.orphans(0, [("sender-00", 1)])
+        assert (await w.director.status())["resolving"] == ["sender-00"]
+        w.away.clear()
+        async with asyncio.timeout(5):
+            while (await w.director.status())["resolving"]:
+                await asyncio.sleep(0.002)
