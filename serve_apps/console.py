@@ -267,9 +267,8 @@ class Console:
             )
             if segment is None:
                 raise HTTPException(404)
-            rule = await reads.checked_rule(self._handles, segment["rule"])
-            found = await reads.audience(self._handles, rule, 0)
-            return {"count": found["count"]}
+            found = await reads.audience(self._handles, segment["rule"], 0)
+            return {"count": found["count"], "explain": found["explain"]}
 
         return _json(await self._shared.get(f"segment {number}", read))
 

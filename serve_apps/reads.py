@@ -20,6 +20,7 @@ from manta.delivery.ledger import Accounting, State
 from manta.errors import InvalidRequest, NotFound
 from manta.ids import encode_id
 from manta.people.identities import compared
+from manta.rules.explain import explain
 from manta.rules.nodes import Rule
 from manta.rules.tree import parse
 from manta.schema import AttributeType
@@ -100,23 +101,27 @@ def plain(value: Any) -> Any:
 # -- audiences -------------------------------------------------------------------------------------
 
 
-async def audience(handles: Handles, rule: Rule, sample: int) -> Document:
-    """How many people a rule holds for, and up to ``sample`` of them, from all shards in turn."""
-    types = await attribute_types(handles)
-    arguments = {
-        "rule": rule.to_json(),
-        "attributes": {name: str(kind) for name, kind in types.items()},
-        "sample": sample,
-    }
+async def audience(handles: Handles, rule: Any, sample: int) -> Document:
+    """How many people a rule holds for, up to ``sample`` of them from all shards in turn, and what
+    it means in English. The Catalog checks the rule and puts segments that it names in place.
+
+    Raises ``InvalidRequest`` with the path of what is wrong.
+    """
+    whole, types = await handles.catalog.call("audience", rule, deadline_s=CALL_DEADLINE_S)
+    arguments = {"rule": whole, "attributes": types, "sample": sample}
     parts = await handles.shards.query_all("audience", arguments, CALL_DEADLINE_S)
-    mixed = [
-        row for rows in zip_longest(*(part["sample"] for part in parts)) for row in rows if row
-    ]
+    in_turn = zip_longest(*(part["sample"] for part in parts))
+    mixed = [row for rows in in_turn for row in rows if row is not None]
     people = [
         plain({"id": encode_id(row["subscriber_id"]), "email": row["email"], **_attributes(row)})
         for row in mixed[:sample]
     ]
-    return {"count": sum(part["count"] for part in parts), "sample": people}
+    checked = parse(whole, {name: AttributeType(kind) for name, kind in types.items()})
+    return {
+        "count": sum(part["count"] for part in parts),
+        "sample": people,
+        "explain": explain(checked),
+    }
 
 
 def _attributes(row: Document) -> Document:

@@ -8,7 +8,7 @@ import re
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 from fastapi.responses import StreamingResponse
 from pydantic import Field
 
@@ -115,6 +115,19 @@ async def resume(number: Number, ports: Ports) -> dict[str, Any]:
 @router.post("/{number}/cancel", dependencies=[WRITE], summary="Cancel what was not sent yet")
 async def cancel(number: Number, ports: Ports) -> dict[str, Any]:
     return await _move(ports, number, "cancel")
+
+
+@router.post("/{number}/unschedule", dependencies=[WRITE], summary="Back to a draft")
+async def unschedule(number: Number, ports: Ports) -> dict[str, Any]:
+    return await _move(ports, number, "unschedule")
+
+
+@router.delete(
+    "/{number}", dependencies=[WRITE], status_code=204, summary="Forget a campaign never launched"
+)
+async def delete(number: Number, ports: Ports) -> Response:
+    await ports.director.call("delete", number, deadline_s=CALL_DEADLINE_S)
+    return Response(status_code=204)
 
 
 @router.get("/{number}/report", dependencies=[READ], summary="Accounting and results")

@@ -64,9 +64,8 @@ async def list_segments(
 
 @router.post("/preview", dependencies=[READ], summary="Try a rule without saving it")
 async def preview(body: Unsaved, ports: Ports) -> dict[str, Any]:
-    """How many people it holds for, and some of them."""
-    rule = await reads.checked_rule(ports, body.rule)
-    return await reads.audience(ports, rule, body.sample)
+    """How many people it holds for, some of them, and what it means in English."""
+    return await reads.audience(ports, body.rule, body.sample)
 
 
 class Rule(Body):
@@ -86,8 +85,7 @@ async def get_segment(number: Number, ports: Ports) -> dict[str, Any]:
 @router.get("/{number}/count", dependencies=[READ], summary="How many people are in it now")
 async def count(number: Number, ports: Ports) -> dict[str, Any]:
     segment = await _segment(ports, number)
-    rule = await reads.checked_rule(ports, segment["rule"])
-    found = await reads.audience(ports, rule, 0)
+    found = await reads.audience(ports, segment["rule"], 0)
     return {"count": found["count"], "version": segment["version"]}
 
 
@@ -101,8 +99,7 @@ async def explain_segment(number: Number, ports: Ports) -> dict[str, Any]:
 @router.get("/{number}/sample", dependencies=[READ], summary="Some of the people in it")
 async def sample(number: Number, ports: Ports, limit: Sample = 10) -> dict[str, Any]:
     segment = await _segment(ports, number)
-    rule = await reads.checked_rule(ports, segment["rule"])
-    return await reads.audience(ports, rule, limit)
+    return await reads.audience(ports, segment["rule"], limit)
 
 
 async def _segment(ports: Handles, number: int) -> dict[str, Any]:

@@ -56,6 +56,7 @@ async def test_segments(http):
     tried = await http.post("/v1/segments/preview", json={"rule": IN_BERN, "sample": 4})
     assert tried.status_code == 200, tried.text
     assert tried.json()["count"] == 6
+    assert "Bern" in tried.json()["explain"]
     assert len(tried.json()["sample"]) == 4
     made = await http.post("/v1/segments", json={"name": "Bern", "rule": IN_BERN})
     assert made.status_code == 201
@@ -67,6 +68,17 @@ async def test_segments(http):
     assert changed.json()["version"] == 2
     assert (await http.get(f"/v1/segments/{number}")).json()["rule"] == changed.json()["rule"]
     assert (await http.get("/v1/segments/99/count")).status_code == 404
+
+
+async def test_a_segment_of_segments_and_an_attribute_that_nobody_has_yet(http):
+    await people(http)
+    await http.post("/v1/attributes", json={"attributes": {"plan": "string"}})
+    made = await http.post("/v1/segments", json={"name": "Bern", "rule": IN_BERN})
+    member = {"member": {"segment": made.json()["id"]}}
+    unseen = {"attribute": {"name": "plan", "operator": "equals", "value": "pro"}}
+    for rule, count in ((member, 6), ({"not": member}, 6), (unseen, 0), ({"not": unseen}, 12)):
+        tried = await http.post("/v1/segments/preview", json={"rule": rule})
+        assert tried.json()["count"] == count, tried.text
 
 
 async def test_a_wrong_rule_is_named_by_its_path(http):

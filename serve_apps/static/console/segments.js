@@ -5,6 +5,7 @@ import { count, h, time } from "./dom.js";
 
 function card(segment) {
   const figure = h("b.figure", null, "–");
+  const meaning = h("p.meaning");
   const button = h(
     "button",
     {
@@ -12,7 +13,9 @@ function card(segment) {
       onclick: async () => {
         button.disabled = true;
         try {
-          figure.textContent = count((await api.segmentCount(segment.id)).count);
+          const found = await api.segmentCount(segment.id);
+          figure.textContent = count(found.count);
+          meaning.textContent = found.explain;
         } finally {
           button.disabled = false;
         }
@@ -24,6 +27,7 @@ function card(segment) {
     "article.card",
     null,
     h("div.head", null, h("div", null, h("h3", null, segment.name), h("p.mute", null, `#${segment.id} · version ${segment.version} · ${time(segment.updated_at)}`)), h("div.buttons", null, figure, button)),
+    meaning,
     h("details", null, h("summary", null, "Rule"), h("pre", null, JSON.stringify(segment.rule, null, 2))),
   );
 }
