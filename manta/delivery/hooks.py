@@ -92,7 +92,7 @@ class SendingHook:
         self._deadlines: dict[int, float] = {}
         self._reported: tuple[Work, ...] | None = None
         self._report_again: datetime | None = None
-        self._orphans_again: datetime | None = None
+        self._orphans_due: dict[tuple[str, int], datetime] = {}  # when to tell the Director
 
     @property
     def min_gap_s(self) -> float:
@@ -109,8 +109,8 @@ class SendingHook:
         commands: list[Command] = [Orphan(overdue)] if overdue else []
         commands += _housekeeping(planned, campaigns, context.now)
         report = tuple(_report(planned, held, campaigns))
-        pushes = [*self._report(report, context), *self._orphans(held, context)]
-        wakes = [*lease_wakes, self._report_again, self._orphans_again]
+        pushes = [*self._report(report, context), *self._orphans(held, database, context)]
+        wakes = [*lease_wakes, self._report_again, *self._orphans_due.values()]
         wakes += [row.expires_at for row in planned]
         wakes += [work.next_due_at for work in report]
         later = [wake for wake in wakes if wake is not None and wake > context.now]
@@ -142,17 +142,24 @@ class SendingHook:
         self._report_again = again if report else None
         return [Push("director", "work", (context.shard, list(report)))]
 
-    def _orphans(self, held: list[_Held], context: Context) -> list[Push]:
-        orphaned = sorted(
-            {(row.sender, row.sender_epoch) for row in held if row.state == State.ORPHANED}
-        )
+    def _orphans(self, held: list[_Held], database: Database, context: Context) -> list[Push]:
+        """The Senders (with epoch) whose journals the Director has to read.
+
+        Where the shard knows a later epoch, somebody has fenced that journal and is reading it
+        now: the Director is told only if the orphans are still there after a while.
+        """
+        orphaned = {(row.sender, row.sender_epoch) for row in held if row.state == State.ORPHANED}
+        self._orphans_due = {key: at for key, at in self._orphans_due.items() if key in orphaned}
         if not orphaned:
-            self._orphans_again = None
             return []
-        if self._orphans_again is not None and context.now < self._orphans_again:
-            return []
-        self._orphans_again = context.now + timedelta(seconds=self.settings.repeat_s)
-        return [Push("director", "orphans", (context.shard, orphaned))]
+        later = context.now + timedelta(seconds=self.settings.repeat_s)
+        known = dict(database.rows("SELECT sender, epoch FROM senders"))
+        for sender, epoch in orphaned - self._orphans_due.keys():
+            is_being_read = known.get(sender, 0) > epoch
+            self._orphans_due[sender, epoch] = later if is_being_read else context.now
+        tell = sorted(key for key, at in self._orphans_due.items() if at <= context.now)
+        self._orphans_due |= dict.fromkeys(tell, later)
+        return [Push("director", "orphans", (context.shard, tell))] if tell else []
 
 
 def delivery_hooks(clock: Clock, settings: HookSettings | None = None) -> tuple[SendingHook, ...]:

@@ -86,6 +86,19 @@ def test_a_lease_past_its_deadline_is_orphaned_and_told() -> None:
     shard.answer(FenceSender(SENDER, 2))
 
 
+def test_orphans_whose_journal_is_being_read_are_left_to_the_reader_for_a_while() -> None:
+    shard = Watched(2)
+    shard.start()
+    shard.lease(lease_id=8, limit=1)
+    shard.look()
+    shard.answer(FenceSender(SENDER, 2))  # its next incarnation, which goes on to resolve them
+    assert shard.told("orphans") == []
+    shard.wait(29)
+    assert shard.told("orphans") == []
+    shard.wait(2)
+    assert shard.told("orphans") == [(3, [(SENDER, 1)])], "the reader has died in the middle"
+
+
 def test_a_recovered_shard_gives_every_lease_a_fresh_deadline() -> None:
     shard = Watched(1)
     shard.start()
