@@ -27,6 +27,7 @@ from manta.errors import (
     Damaged,
     Fenced,
     MantaError,
+    NotFound,
     OutcomeUnknown,
     RetryableError,
     StoreUnavailable,
@@ -487,7 +488,11 @@ class World:
             while not done:
                 limit = self.random.randint(3, 20)
                 command = PlanCampaign(CAMPAIGN, after, limit, f"plan:{shard}:{after}:{limit}")
-                answer, _ = yield from self.call(shard, command)
+                try:
+                    answer, _ = yield from self.call(shard, command)
+                except NotFound:  # said by a replaced incarnation: the Director looks again
+                    yield 1.0
+                    continue
                 after, done = answer["last_subscriber"], answer["done"]
         self.planned = True
         while self.troubled:
