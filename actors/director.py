@@ -27,7 +27,7 @@ from manta.definitions import Defined, required
 from manta.delivery import directing
 from manta.delivery.attempts import AttemptJournal
 from manta.delivery.campaign import CampaignState
-from manta.delivery.directing import Pinned
+from manta.delivery.directing import Page, Pinned
 from manta.delivery.hooks import Work
 from manta.delivery.planning import PlanCampaign, SetCampaign
 from manta.errors import InvalidRequest, MantaError, NotFound, NotReady, RetryableError
@@ -73,6 +73,7 @@ class Director(JournaledActor):
         self._drives: dict[int, asyncio.Task[None]] = {}
         self._woken: dict[int, asyncio.Event] = {}
         self._heard: dict[int, dict[int, int]] = {}  # campaign, shard: the last step it heard of
+        self._pages: dict[int, dict[int, Page]] = {}  # planned and not journaled yet
         self._resolving: set[str] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -273,11 +274,18 @@ class Director(JournaledActor):
             answer = await self._shards().execute(
                 shard, PlanCampaign(id, after, PLAN_CHUNK_ROWS), SHARD_DEADLINE_S
             )
-            await self.decide(
-                lambda after=after, answer=answer: directing.record_planning(
-                    self._documents, id, shard, after, answer
-                )
-            )
+            await self._record(id, shard, Page(after, answer))
+
+    async def _record(self, id: int, shard: int, page: Page) -> None:
+        """Journal a page of planning, with those of all shards that have come meanwhile: however
+        many shards there are, one entry at a time is on its way, and people's moves wait for one.
+
+        Where the entry is refused, the pages in it are asked for again.
+        """
+        self._pages.setdefault(id, {})[shard] = page
+        await self.decide(
+            lambda: directing.record_planning(self._documents, id, self._pages.pop(id, {}))
+        )
 
     async def _tell(self, id: int, shard: int) -> None:
         """Tell one shard the campaign's present state; a shard ignores what it knows better."""

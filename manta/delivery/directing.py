@@ -16,7 +16,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from manta.clock import as_text, parse_instant
 from manta.definitions import (
@@ -236,26 +236,35 @@ def record_announced(reader: Reader, id: int, step: int) -> Defined:
     return Defined(document, (_store(document),))
 
 
-def record_planning(
-    reader: Reader, id: int, shard: int, after: int, progress: Mapping[str, Any]
-) -> Defined:
-    """A shard has planned the people between ``after`` and ``progress['last_subscriber']``.
-
-    An answer about people who are counted already is no news.
-    """
+def record_planning(reader: Reader, id: int, pages: Mapping[int, Page]) -> Defined:
+    """Shards have planned their next people; answers about people counted already are no news."""
     document = dict(required(reader, "campaigns", str(id)))
-    if next_page(document, shard) != after:
-        return Defined(document)
-    before = document["shards"].get(str(shard), {"planned": 0, "suppressed": 0})
-    document["shards"] = document["shards"] | {
-        str(shard): {
-            "planned": before["planned"] + progress["planned"],
-            "suppressed": before["suppressed"] + progress["suppressed"],
-            "last_subscriber": progress["last_subscriber"],
-            "done": progress["done"],
-        }
+    news = {
+        str(shard): _counted(document["shards"].get(str(shard)), page.answer)
+        for shard, page in pages.items()
+        if next_page(document, shard) == page.after
     }
+    if not news:
+        return Defined(document)
+    document["shards"] = document["shards"] | news
     return Defined(document, (_store(document),))
+
+
+class Page(NamedTuple):
+    """What ``planning.PlanCampaign`` answered about the people after ``after``."""
+
+    after: int
+    answer: Mapping[str, Any]
+
+
+def _counted(before: Mapping[str, Any] | None, answer: Mapping[str, Any]) -> dict[str, Any]:
+    known = before or {"planned": 0, "suppressed": 0}
+    return {
+        "planned": known["planned"] + answer["planned"],
+        "suppressed": known["suppressed"] + answer["suppressed"],
+        "last_subscriber": answer["last_subscriber"],
+        "done": answer["done"],
+    }
 
 
 # -- what is to be done ----------------------------------------------------------------------------

@@ -146,12 +146,14 @@ def test_a_campaign_runs_through_its_states(shelf: Shelf) -> None:
     assert not directing.start(shelf, 1, later).changes, "a repeated start is none"
     assert directing.todo(campaign, 2) == directing.Todo(announce=True, plan=(0, 1))
     part = {"planned": 5, "suppressed": 1, "last_subscriber": 77, "done": False}
-    campaign = shelf.apply(directing.record_planning(shelf, 1, 1, -1, part))
+    campaign = shelf.apply(directing.record_planning(shelf, 1, {1: directing.Page(-1, part)}))
     assert directing.next_page(campaign, 1) == 77
-    assert not directing.record_planning(shelf, 1, 1, -1, part).changes, "counted once"
-    for shard, after in ((0, -1), (1, 77)):
-        done = part | {"done": True}
-        campaign = shelf.apply(directing.record_planning(shelf, 1, shard, after, done))
+    assert not directing.record_planning(shelf, 1, {1: directing.Page(-1, part)}).changes, (
+        "counted once"
+    )
+    done = part | {"done": True}
+    pages = {0: directing.Page(-1, done), 1: directing.Page(77, done)}
+    campaign = shelf.apply(directing.record_planning(shelf, 1, pages))
     assert directing.todo(campaign, 2).watch and directing.todo(campaign, 2).announce
     campaign = shelf.apply(directing.record_announced(shelf, 1, campaign["step"]))
     assert directing.todo(campaign, 2) == directing.Todo(watch=True)

@@ -23,6 +23,7 @@ from manta.clock import ManualClock
 from manta.command import Context, Repeated
 from manta.delivery import queries as delivery_queries
 from manta.delivery.attempts import Attempt, AttemptJournal, Entry
+from manta.delivery.directing import Page
 from manta.delivery.hooks import Work
 from manta.errors import (
     Conflict,
@@ -32,6 +33,7 @@ from manta.errors import (
     NotFound,
     NotReady,
     OutcomeUnknown,
+    StoreUnavailable,
 )
 from manta.settings import EgressSource, Settings
 from manta.store.documents import Documents
@@ -360,6 +362,40 @@ async def test_a_cancelled_campaign_is_announced_by_the_next_director_too() -> N
         await w.until(lambda: w.states(1) == ["cancelled"])
         assert w.ledger() == {"cancelled": 10}
         await w.until_idle()
+
+
+async def test_a_page_of_planning_that_could_not_be_journaled_is_asked_for_again() -> None:
+    async with world(30) as w:
+        journal = w.director._documents.journal
+        append, count = journal.append, 0
+
+        def refuses_some(body: bytes) -> int:
+            nonlocal count
+            count += 1
+            if count % 3 == 0:
+                raise StoreUnavailable("refused")
+            return append(body)
+
+        id = await w.draft()
+        journal.append = refuses_some  # type: ignore[method-assign]
+        await w.director.launch(id)
+        await w.until(lambda: w.ledger() == {"planned": 30})
+        w.send_all()
+        found = await w.until_state(id, "finished")
+        assert found["progress"]["planned"] == 30
+
+
+async def test_pages_that_wait_together_are_one_entry() -> None:
+    async with world(0) as w:
+        w.away.update(("shard-000", "shard-001"))
+        id = await w.draft()
+        await w.director.launch(id)
+        before = w.director._documents.journal.tail
+        answer = {"planned": 1, "suppressed": 0, "last_subscriber": 5, "done": True}
+        pages = (w.director._record(id, n, Page(-1, answer)) for n in range(100))
+        await asyncio.gather(*pages)
+        assert w.director._documents.journal.tail == before + 1
+        assert (await w.director.campaign(id))["progress"]["planned"] == 100
 
 
 # -- launching -------------------------------------------------------------------------------------
