@@ -245,7 +245,7 @@ class Director(JournaledActor):
             await self._advance_all(id)
             return 0.0
         if todo.watch:
-            if await self._pending(id):
+            if await self._pending(id) or not await self._is_over(id):
                 return RECHECK_S
             await self.decide(lambda: directing.finish(self._documents, id, self._clock.now()))
             return 0.0
@@ -295,17 +295,8 @@ class Director(JournaledActor):
         if max(document["announced"], heard.get(shard, 0)) >= step:
             heard[shard] = max(heard.get(shard, 0), document["announced"])
             return
-        await self._shards().execute(
-            shard,
-            SetCampaign(
-                key=f"campaign:{id}:{step}",
-                campaign_id=id,
-                state=CampaignState(document["state"]),
-                definition=document["definition"],
-                step=step,
-            ),
-            SHARD_DEADLINE_S,
-        )
+        command = _set_campaign(document, key=f"campaign:{id}:{step}")
+        await self._shards().execute(shard, command, SHARD_DEADLINE_S)
         heard[shard] = max(heard.get(shard, 0), step)
 
     async def _tell_all(self, id: int) -> None:
@@ -318,6 +309,13 @@ class Director(JournaledActor):
     async def _pending(self, id: int) -> int:
         parts = await self._shards().query_all("accounting", {"campaign_id": id}, SHARD_DEADLINE_S)
         return sum(part["pending"] for part in parts)
+
+    async def _is_over(self, id: int) -> bool:
+        """Whether nothing is pending by the word of shards that have just appended to their
+        journals: a replaced incarnation of one still answers reads, and knows less."""
+        again = _set_campaign(self._required(id), key=None)
+        await self._shards().execute_all(again, SHARD_DEADLINE_S)
+        return await self._pending(id) == 0
 
     # -- what shards and Senders tell --------------------------------------------------------------
 
@@ -394,3 +392,8 @@ class Director(JournaledActor):
 
     def _shards(self) -> Shards:
         return self._require_handles().shards
+
+
+def _set_campaign(document: Mapping[str, Any], key: str | None) -> SetCampaign:
+    state = CampaignState(document["state"])
+    return SetCampaign(key, document["id"], state, document["definition"], document["step"])

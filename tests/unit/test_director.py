@@ -25,6 +25,7 @@ from manta.delivery import queries as delivery_queries
 from manta.delivery.attempts import Attempt, AttemptJournal, Entry
 from manta.delivery.directing import Page
 from manta.delivery.hooks import Work
+from manta.delivery.planning import SetCampaign
 from manta.errors import (
     Conflict,
     Fenced,
@@ -185,13 +186,8 @@ class World:
     def send_all(self) -> None:
         """Everything that is planned has been accepted; nobody tells the Director."""
         for shard in self.shards:
-            rows = shard.rows(
-                "SELECT subscriber_id, message_key FROM ledger WHERE due_at <= ?", shard.now
-            )
-            names = ("subscriber_id", "message_key")
-            done = {"state": "accepted", "due_at": None}
-            if rows:
-                shard.load("ledger", *(dict(zip(names, row, strict=True)) | done for row in rows))
+            if rows := _accepted(shard):
+                shard.load("ledger", *rows)
 
     def ledger(self) -> Counter[str]:
         rows = [row for s in self.shards for row in s.rows("SELECT state FROM ledger")]
@@ -214,6 +210,12 @@ class World:
 
     async def until_idle(self) -> None:
         await self.until(lambda: self.director is not None and not self.director._drives)
+
+
+def _accepted(shard: Shard) -> list[dict[str, Any]]:
+    rows = shard.rows("SELECT subscriber_id, message_key FROM ledger WHERE due_at <= ?", shard.now)
+    done = {"state": "accepted", "due_at": None}
+    return [{"subscriber_id": person, "message_key": key} | done for person, key in rows]
 
 
 def _consent(person: int) -> dict[str, Any]:
@@ -396,6 +398,33 @@ async def test_pages_that_wait_together_are_one_entry() -> None:
         await asyncio.gather(*pages)
         assert w.director._documents.journal.tail == before + 1
         assert (await w.director.campaign(id))["progress"]["planned"] == 100
+
+
+async def test_a_replaced_shard_that_knows_nothing_does_not_end_a_campaign() -> None:
+    async with world() as w:
+        id = await w.draft()
+        stale = {1}  # until a command makes it append, and so find out
+        true_accounting = w.queries["accounting"]
+
+        def accounting(database: Any, context: Any, arguments: Any) -> Any:
+            if context.shard in stale:
+                return {"pending": 0}
+            return true_accounting(database, context, arguments)
+
+        def appends(shard: int, command: Any) -> None:
+            if isinstance(command, SetCampaign) and command.key is None:
+                stale.discard(shard)
+
+        w.queries = dict(w.queries) | {"accounting": accounting}
+        w.on_execute = appends
+        await w.director.launch(id)
+        await w.until(lambda: w.ledger() == {"planned": 10})
+        w.shards[0].load("ledger", *_accepted(w.shards[0]))
+        await w.until(lambda: not stale)
+        await asyncio.sleep(0.1)
+        assert (await w.director.campaign(id))["state"] == "running"
+        w.send_all()
+        await w.until_state(id, "finished")
 
 
 # -- launching -------------------------------------------------------------------------------------
