@@ -224,5 +224,9 @@ def node_count() -> int:
     return sum(1 for node in ray.nodes() if node["Alive"])
 
 
+def is_connected() -> bool:
+    return bool(ray.is_initialized())
+
+
 def stop_cluster() -> None:
     ray.shutdown()

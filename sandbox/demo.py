@@ -256,8 +256,9 @@ async def run(folder: Path, console: Console, *, keep: bool) -> int:
 
 def main(folder: Path = Path(".manta/demo"), *, keep: bool = False) -> int:
     """Run the demo and end what it started."""
-    from actors.runtime import stop_cluster
+    from actors.runtime import is_connected, stop_cluster
     from manta.errors import MantaError
+    from serve_apps.bootstrap import undeploy
 
     console = Console()
     try:
@@ -268,7 +269,9 @@ def main(folder: Path = Path(".manta/demo"), *, keep: bool = False) -> int:
     except KeyboardInterrupt:
         return 130
     finally:
-        stop_cluster()
+        if is_connected():
+            undeploy()  # else Serve's HAProxy could outlive its cluster and keep the port
+            stop_cluster()
 
 
 if __name__ == "__main__":

@@ -124,6 +124,17 @@ def with_free_port(settings: Settings) -> Settings:
     )
 
 
+def require_free_port(settings: Settings) -> None:
+    """Raises ``Conflict`` where the port of the settings is another's."""
+    http = settings.http
+    if not _is_free(http.host, http.port):
+        raise Conflict(
+            f"port {http.port} on {http.host} is taken",
+            path="http.port",
+            expected="a free port: stop what listens there, or set another one",
+        )
+
+
 def deploy(settings: Settings, wanted: Sequence[AppSpec] | None = None) -> str:
     """Start Serve and the apps in a cluster that this process is connected to; returns the URL.
 
@@ -132,13 +143,9 @@ def deploy(settings: Settings, wanted: Sequence[AppSpec] | None = None) -> str:
     from ray import serve
     from ray.serve.config import HTTPOptions
 
+    if not _serve_runs():
+        require_free_port(settings)
     http = settings.http
-    if not _serve_runs() and not _is_free(http.host, http.port):
-        raise Conflict(
-            f"port {http.port} on {http.host} is taken",
-            path="http.port",
-            expected="a free port: stop what listens there, or set another one",
-        )
     serve.start(
         http_options=HTTPOptions(
             host=http.host, port=http.port, request_timeout_s=http.request_timeout_s

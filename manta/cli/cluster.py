@@ -37,6 +37,8 @@ def up(
     from serve_apps import bootstrap
 
     here = door(context)
+    if not head.listens(ray):
+        bootstrap.require_free_port(here.settings)  # before anything is started in vain
     if head.ensure(ray, here.folder, bootstrap.serve_environment()):
         say(f"Ray runs at {ray} (log: {here.folder / head.LOG})")
     head.join(ray)
