@@ -98,7 +98,7 @@ class Demo:
 
         os.environ.update(serving.serve_environment())
         self.say("starting Ray")
-        await asyncio.to_thread(runtime.start_cluster)
+        runtime.start_cluster()
         town = TownSettings(self.folder / "mail.sqlite", seed=SEED, haste=HASTE)
         role = f"{self.settings.workspace}/sandbox"
         runtime.start_actor(role, partial(build_town, town))

@@ -12,6 +12,7 @@ stored.
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import socket
@@ -146,6 +147,7 @@ def deploy(settings: Settings, wanted: Sequence[AppSpec] | None = None) -> str:
     if not _serve_runs():
         require_free_port(settings)
     http = settings.http
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # its progress is not the caller's
     serve.start(
         http_options=HTTPOptions(
             host=http.host, port=http.port, request_timeout_s=http.request_timeout_s
