@@ -197,6 +197,7 @@ def start_cluster(
     """Start Ray on this machine for this process and return its address."""
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     context = ray.init(
+        address="local",  # never one that happens to run, or ran, on this machine
         num_cpus=num_cpus,
         include_dashboard=dashboard,
         dashboard_host="127.0.0.1",
