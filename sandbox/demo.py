@@ -256,6 +256,8 @@ async def run(folder: Path, console: Console, *, keep: bool) -> int:
 
 def main(folder: Path = Path(".manta/demo"), *, keep: bool = False) -> int:
     """Run the demo and end what it started."""
+    # At the end Serve's controller is ended in the middle of a call, of which Ray would tell.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "ServeController.graceful_shutdown")
     from actors.runtime import is_connected, stop_cluster
     from manta.errors import MantaError
     from serve_apps.bootstrap import undeploy
