@@ -151,6 +151,7 @@ LEDGER = Table(
         ("planned_at", "TIMESTAMP"),
         ("changed_at", "TIMESTAMP"),
         ("bounced_at", "TIMESTAMP"),  # a later DSN: a fact of its own, moves no state
+        ("send_to", "VARCHAR"),  # of a test: the address that gets it in the person's place
     ),
     key=("subscriber_id", "message_key"),
 )
@@ -178,6 +179,7 @@ CAMPAIGNS = Table(
         ("planning", "VARCHAR"),  # planning | planned
         ("step", "INTEGER"),  # counts the campaign's changes of state; older news is ignored
         ("definition", "VARCHAR"),  # JSON of manta.delivery.campaign.CampaignPlan
+        ("planned_rows", "BIGINT"),  # ledger rows ever written for it; NULL: none
     ),
     key=("campaign_id",),
 )
@@ -227,6 +229,17 @@ LEDGER_DAYS = Table(
     ),
     key=("subscriber_id", "day", "kind", "channel"),
 )
+# So that a campaign's accounting stays whole when its rows have left memory.
+LEDGER_CAMPAIGNS = Table(
+    "ledger_campaigns",
+    (
+        ("campaign_id", "INTEGER"),
+        ("state", "VARCHAR"),
+        ("reason", "VARCHAR"),  # empty where the row had none
+        ("messages", "BIGINT"),
+    ),
+    key=("campaign_id", "state", "reason"),
+)
 
 TABLES = {
     table.name: table
@@ -245,6 +258,7 @@ TABLES = {
         EVENT_MONTHS,
         PURCHASED_ITEMS,
         LEDGER_DAYS,
+        LEDGER_CAMPAIGNS,
     )
 }
 

@@ -132,7 +132,8 @@ def _attributes(row: Document) -> Document:
 
 
 async def accounting(handles: Handles, campaign_id: int) -> Document:
-    """The accounting of one campaign over all shards; ``adds_up`` compares it with their count."""
+    """The accounting of one campaign over all shards; ``adds_up``: its states together are
+    as many as the shards counted when they planned them."""
     parts = await handles.shards.query_all(
         "accounting", {"campaign_id": campaign_id}, CALL_DEADLINE_S
     )
@@ -142,7 +143,7 @@ async def accounting(handles: Handles, campaign_id: int) -> Document:
 def _accounted(parts: Sequence[Document]) -> Document:
     total = sum((Accounting.of(part["states"]) for part in parts), Accounting.of(()))
     planned = sum(part["planned_total"] for part in parts)
-    return total.as_dict() | {"adds_up": total.holds_for(planned)}
+    return total.as_dict() | {"planned_total": planned, "adds_up": total.holds_for(planned)}
 
 
 async def campaign_report(handles: Handles, campaign: Document, step_s: int = 60) -> Document:

@@ -3,7 +3,8 @@
 The Director tells a shard the campaign (``SetCampaign``) and then asks for page after page
 (``PlanCampaign``) until the answer says done. Rows are named by person and campaign, so a page
 that is asked for again after a crash adds nothing. Who must not be mailed gets a row too,
-``suppressed`` with the reason: the accounting has nobody missing.
+``suppressed`` with the reason: the accounting has nobody missing. Every commit that adds rows adds
+their number to the campaign's ``planned_rows``, a count of its own that the states must come to.
 
 Cancelling changes the campaign's state, so from that commit on nothing of it is leased; its planned
 rows become ``cancelled`` in the same commit up to ``SWEEP_ROWS_MAX`` and by ``SweepCampaign`` after
@@ -162,14 +163,17 @@ class PlanCampaign:
         is_new = pc.is_null(page.column("state"))
         states = page.filter(pc.invert(is_new)).column("state").to_pylist()
         changes: list[Change] = []
+        marks: dict[str, Any] = {}
         new = page.filter(is_new)
         if new.num_rows:
             rows = plan_rows(database, context.now, plan, plan.message_key, new)
             changes.append(Change("ledger", Op.UPSERT, rows))
             states += rows.column("state").to_pylist()
+            marks["planned_rows"] = known.planned_rows + new.num_rows
         if done and known.planning != "planned":
-            marked = {"campaign_id": [self.campaign_id], "planning": ["planned"]}
-            changes.append(Change("campaigns", Op.UPSERT, pa.table(marked)))
+            marks["planning"] = "planned"
+        if marks:
+            changes.append(_campaign_row(self.campaign_id, **marks))
         suppressed = states.count(str(State.SUPPRESSED))
         answer = {"planned": len(states) - suppressed, "suppressed": suppressed, "done": done}
         return Decision(answer | {"last_subscriber": last}, tuple(changes))
@@ -231,7 +235,8 @@ class EnqueueMessage:
         if reason == "unknown_person":
             raise NotFound(f"no person {self.subscriber_id}", path="subscriber_id")
         answer = _message_answer(message_key, state, reason)
-        return Decision(answer, (Change("ledger", Op.UPSERT, rows),))
+        counted = _campaign_row(self.campaign_id, planned_rows=known.planned_rows + 1)
+        return Decision(answer, (Change("ledger", Op.UPSERT, rows), counted))
 
 
 def enqueued_message_key(campaign_id: int, occurrence: str) -> int:
@@ -245,15 +250,22 @@ class Campaign(NamedTuple):
     planning: str
     definition: str
     step: int
+    planned_rows: int
 
 
 def find_campaign(database: Database, campaign_id: int) -> Campaign | None:
     found = database.rows(
-        "SELECT state, planning, definition, coalesce(step, 0) FROM campaigns"
-        " WHERE campaign_id = ?",
+        "SELECT state, planning, definition, coalesce(step, 0), coalesce(planned_rows, 0)"
+        " FROM campaigns WHERE campaign_id = ?",
         [campaign_id],
     )
     return Campaign(*found[0]) if found else None
+
+
+def _campaign_row(campaign_id: int, **values: Any) -> Change:
+    return Change(
+        "campaigns", Op.UPSERT, pa.Table.from_pylist([{"campaign_id": campaign_id} | values])
+    )
 
 
 def plan_rows(

@@ -41,10 +41,20 @@ _BY_MACHINE = "coalesce(e.properties, '') LIKE '%\"machine\": true%'"
 
 
 def accounting(database: Database, context: Context, arguments: Arguments) -> dict[str, Any]:
-    """``states``: (state, messages); ``reasons``: (state, reason, messages), the most first."""
+    """``states``: (state, messages); ``reasons``: (state, reason, messages), the most first.
+
+    ``planned_total`` is no sum of these: it is what was counted when the rows were written.
+    """
     rows = database.rows(
-        "SELECT state, reason, count(*) FROM ledger WHERE campaign_id = ?"
-        " GROUP BY ALL ORDER BY 3 DESC, 1, 2",
+        "SELECT state, reason, sum(messages)::BIGINT FROM ("
+        "SELECT state, coalesce(reason, '') AS reason, 1 AS messages FROM ledger"
+        " WHERE campaign_id = ?"
+        " UNION ALL SELECT state, reason, messages FROM ledger_campaigns WHERE campaign_id = ?"
+        ") GROUP BY ALL ORDER BY 3 DESC, 1, 2",
+        [arguments["campaign_id"]] * 2,
+    )
+    planned = database.rows(
+        "SELECT planned_rows FROM campaigns WHERE campaign_id = ? AND planned_rows IS NOT NULL",
         [arguments["campaign_id"]],
     )
     counts = Accounting.of((state, count) for state, _, count in rows)
@@ -52,7 +62,7 @@ def accounting(database: Database, context: Context, arguments: Arguments) -> di
         "states": [(str(state), count) for state, count in counts.counts.items()],
         "reasons": [(state, reason, count) for state, reason, count in rows if reason],
         "pending": counts.pending,
-        "planned_total": counts.planned_total,
+        "planned_total": planned[0][0] if planned else 0,
     }
 
 

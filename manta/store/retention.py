@@ -1,14 +1,15 @@
 """What leaves memory with age, and what is kept of it.
 
 Final ledger rows leave after 90 days and events after 400 (settings); of them stay counts of
-accepted messages per person and day, and first, last, number and sum of events per person, type
-and month, and of purchases per product. The rows themselves stay in the lake.
+accepted messages per person and day and of all messages per campaign, state and reason, and first,
+last, number and sum of events per person, type and month, and of purchases per product. The rows
+themselves stay in the lake.
 
-**Invariant:** each event is either in memory or counted in the kept aggregates, never both. So the
-bound of memory is itself a row (table ``retention``), journaled in one group with the aggregates
-of what it passes; whoever applies that group, live or in replay, then drops what is older from
-memory. An event that comes in older than the bound is counted at once and never enters memory.
-Recovery loads what is not older than the bound of its manifest.
+**Invariant:** each event, and each message of a campaign, is either in memory or counted in the
+kept aggregates, never both. So the bound of memory is itself a row (table ``retention``), journaled
+in one group with the aggregates of what it passes; whoever applies that group, live or in replay,
+then drops what is older from memory. An event that comes in older than the bound is counted at once
+and never enters memory. Recovery loads what is not older than the bound of its manifest.
 """
 
 from __future__ import annotations
@@ -90,6 +91,7 @@ class Retain:
             changes += _event_totals(database, old, [moved[EVENTS.name]], None)
         if LEDGER.name in moved:
             changes.append(_ledger_days(database, moved[LEDGER.name]))
+            changes.append(_ledger_campaigns(database, moved[LEDGER.name]))
         rows = {"name": list(moved), "kept_since": list(moved.values())}
         changes.append(Change("retention", Op.UPSERT, pa.table(rows)))
         return Decision(before | moved, tuple(changes))
@@ -156,6 +158,22 @@ def _ledger_days(database: Database, bound: datetime) -> Change:
         [bound],
     )
     return Change("ledger_days", Op.UPSERT, rows)
+
+
+def _ledger_campaigns(database: Database, bound: datetime) -> Change:
+    """What a campaign's accounting still counts of the rows that leave."""
+    keys = "campaign_id, state, reason"
+    fresh = (
+        "SELECT campaign_id, state, coalesce(reason, '') AS reason, count(*) AS messages "
+        f"FROM ledger WHERE {is_old(LEDGER.name)} AND campaign_id IS NOT NULL GROUP BY ALL"
+    )
+    kept = f"SELECT k.* FROM ledger_campaigns k SEMI JOIN fresh USING ({keys})"
+    rows = database.table(
+        f"WITH fresh AS ({fresh}) SELECT {keys}, sum(messages)::BIGINT AS messages "
+        f"FROM (FROM fresh UNION ALL BY NAME {kept}) GROUP BY {keys}",
+        [bound],
+    )
+    return Change("ledger_campaigns", Op.UPSERT, rows)
 
 
 class RetentionHook:

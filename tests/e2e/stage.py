@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -113,6 +114,8 @@ class Stage:
         await self.write("ledger", [self._row(p, 3, "planned") for p in self.waiting])
         old = self.waiting[:120]
         await self.write("ledger", [self._row(p, 1, "accepted", None, 250, "Ok") for p in old])
+        await self._count(3, self.waiting)
+        await self._count(1, old)
         dead = [self._row(p, 3, "suppressed", "unsubscribed") for p in self.waiting[:12]]
         await self.write("ledger", dead)
         self.waiting = self.waiting[12:]
@@ -130,6 +133,13 @@ class Stage:
         events = [self._event(p, self.random.choice(kinds)) for p in readers]
         if events:
             await self.write("events", events)
+
+    async def _count(self, campaign: int, people: list[int]) -> None:
+        """Each shard's count of the rows that were planned."""
+        shards = self.house.handles.shards
+        for shard, rows in Counter(shards.of_subscriber(person) for person in people).items():
+            counted = pa.Table.from_pylist([{"campaign_id": campaign, "planned_rows": rows}])
+            await shards.execute(shard, Write((Change("campaigns", Op.UPSERT, counted),)))
 
     async def write(self, table: str, rows: list[dict[str, Any]]) -> None:
         op = Op.INSERT if table == "events" else Op.UPSERT

@@ -46,20 +46,23 @@ class Auditor:
         self._views: dict[int, View] = {}
         self._written: dict[tuple[int, int], int] = {}
 
-    def committed(self, shard: int, sequence: int, incarnation: int, view: View) -> None:
-        """An incarnation has committed journal entry ``sequence`` and holds this ledger now."""
+    def committed(
+        self, shard: int, sequence: int, incarnation: int, view: View, planned: int
+    ) -> None:
+        """An incarnation has committed journal entry ``sequence`` and holds this ledger now;
+        ``planned`` is the count of rows that its campaigns keep."""
         writer = self._written.setdefault((shard, sequence), incarnation)
         if writer != incarnation:
             raise Violation(f"entry {sequence} of shard {shard} was written by two owners")
-        self._compare(shard, view)
+        self._compare(shard, view, planned)
         self._views[shard] = view
 
-    def recovered(self, shard: int, view: View) -> None:
+    def recovered(self, shard: int, view: View, planned: int) -> None:
         """A new incarnation has replayed: nothing that was committed may be missing."""
-        self._compare(shard, view)
+        self._compare(shard, view, planned)
         self._views[shard] = view
 
-    def _compare(self, shard: int, view: View) -> None:
+    def _compare(self, shard: int, view: View, planned: int) -> None:
         before = self._views.get(shard, {})
         for ref, old in before.items():
             new = view.get(ref)
@@ -68,7 +71,7 @@ class Auditor:
             if new.state not in REACHABLE[self._policies[old.campaign_id]][old.state]:
                 raise Violation(f"{ref} went from {old.state} to {new.state}")
         counts = Accounting.of((row.state, 1) for row in view.values())
-        if not counts.holds_for(len(view)):
+        if not counts.holds_for(planned):
             raise Violation(f"the accounts of shard {shard} do not add up")
 
     def finished(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.sim.auditor import Violation
+from manta.delivery.ledger import Policy, State
+from manta.ids import MessageRef
+from tests.sim.auditor import Auditor, Row, Violation
 from tests.sim.mutants import Mutant
 from tests.sim.world import Size, World
 
@@ -46,6 +48,14 @@ def test_larger_worlds(first: int) -> None:
     size = Size(shards_max=3, people_max=40, senders=3, trouble_steps=4_000, disasters_max=12)
     for seed in range(first, first + 20):
         run(seed, size=size)
+
+
+def test_a_row_that_was_counted_and_never_came_is_noticed() -> None:
+    auditor = Auditor({7: Policy.HOLD})
+    view = {MessageRef(1, 2): Row(State.PLANNED, 7)}
+    auditor.committed(0, 1, 1, view, planned=1)
+    with pytest.raises(Violation, match="do not add up"):
+        auditor.committed(0, 2, 1, view, planned=2)
 
 
 @pytest.mark.parametrize("seed", [3, 4])

@@ -320,7 +320,7 @@ class World:
             except Fenced as error:
                 raise Died from error
         process.store = store
-        self.auditor.recovered(process.index, self._view(store))
+        self.auditor.recovered(process.index, self._view(store), _planned(store))
         self.note(f"{process.name} #{process.number} has epoch {store.epoch}")
         while True:
             wait_s = self._run_hooks(process)
@@ -367,7 +367,9 @@ class World:
     def _see(self, process: ShardProcess) -> None:
         store = process.store
         assert store is not None
-        self.auditor.committed(process.index, store.sequence, process.number, self._view(store))
+        self.auditor.committed(
+            process.index, store.sequence, process.number, self._view(store), _planned(store)
+        )
 
     def _view(self, store: ShardStore) -> dict[MessageRef, Row]:
         rows = store.database.rows(
@@ -530,6 +532,10 @@ class _Replan:
 
     def decide(self, database: Database, context: Context) -> Decision:
         return replan(self.command, database, context)
+
+
+def _planned(store: ShardStore) -> int:
+    return int(store.database.rows("SELECT coalesce(sum(planned_rows), 0) FROM campaigns")[0][0])
 
 
 def _people(ids: list[int]) -> tuple[Change, ...]:

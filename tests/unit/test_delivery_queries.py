@@ -11,8 +11,11 @@ import pytest
 from manta.command import Change, Context, Op
 from manta.delivery.ledger import Accounting
 from manta.delivery.outcomes import OutcomeKind
+from manta.delivery.planning import ExpireRows
 from manta.delivery.queries import QUERIES
 from manta.errors import InvalidRequest
+from manta.store.retention import Retain, is_old
+from manta.store.settings import ShardSettings
 from tests.unit.delivery_shard import CAMPAIGN, SendingShard, refs
 
 
@@ -92,3 +95,41 @@ def test_one_recipient_with_history(shard: SendingShard) -> None:
 
 def test_next_due(shard: SendingShard) -> None:
     assert ask(shard, "next_due") == {"due": 3, "next_due_at": None}
+
+
+def test_a_row_that_goes_missing_is_noticed() -> None:
+    shard = SendingShard(5)
+    shard.start()
+
+    def adds_up() -> bool:
+        answer = ask(shard, "accounting")
+        return Accounting.of(answer["states"]).holds_for(answer["planned_total"])
+
+    assert adds_up()
+    row = shard.row(3)
+    key = {name: [row[name]] for name in ("subscriber_id", "message_key")}
+    shard.write(Change("ledger", Op.DELETE, pa.table(key)))
+    assert not adds_up()
+
+
+def test_rows_that_have_left_memory_still_count() -> None:
+    shard = SendingShard(5)
+    shard.load("consents", shard.consent(5, "unsubscribed"))
+    shard.start()
+    before = ask(shard, "accounting")
+    for left in (4, 2, 0):
+        shard.pass_time(days=92)
+        since = shard.answer(Retain(ShardSettings()))["ledger"]
+        shard.database.drop("ledger", is_old("ledger"), [since])
+        assert len(shard.states()) == left
+        shard.answer(ExpireRows(limit=2))
+    after = ask(shard, "accounting")
+    assert Accounting.of(after["states"]).holds_for(after["planned_total"])
+    assert after["planned_total"] == before["planned_total"] == 5
+    assert ("suppressed", "unsubscribed", 1) in after["reasons"]
+
+
+def test_a_campaign_of_an_older_row_counts_nothing_as_planned() -> None:
+    shard = SendingShard(1)
+    shard.load("campaigns", {"campaign_id": CAMPAIGN, "state": "finished"})
+    assert ask(shard, "accounting")["planned_total"] == 0

@@ -70,7 +70,7 @@ def test_pages_cover_the_audience_and_repeat_without_effect() -> None:
     assert shard.answer(PlanCampaign(CAMPAIGN, -1, 3)) == first
     last = shard.answer(PlanCampaign(CAMPAIGN, 3, 3))
     assert last == {"planned": 2, "suppressed": 0, "done": True, "last_subscriber": 5}
-    assert shard.rows("SELECT planning FROM campaigns") == [("planned",)]
+    assert shard.rows("SELECT planning, planned_rows FROM campaigns") == [("planned", 5)]
     assert len(shard.states()) == 5
 
 

@@ -438,7 +438,8 @@ def run_hooks(store: ShardStore) -> None:
 def message(subscriber_id: int, state: str, age_days: int, **more: Any) -> Any:
     at = START - timedelta(days=age_days)
     row = {"subscriber_id": subscriber_id, "message_key": 1, "state": state, "changed_at": at}
-    return upsert("ledger", row | {"kind": "marketing", "channel": "email"} | more)
+    row |= {"kind": "marketing", "channel": "email", "campaign_id": 7}
+    return upsert("ledger", row | more)
 
 
 def ago(days: int) -> datetime:
@@ -473,6 +474,8 @@ def test_old_rows_leave_memory_and_are_kept_as_sums(objects: FileObjects, flushe
         assert store.database.rows(sql) == [("sku-1", 2, 10.0, ago(502))]
         sql = "SELECT subscriber_id, kind, accepted FROM ledger_days"
         assert store.database.rows(sql) == [(1, "marketing", 1)]
+        sql = "SELECT * FROM ledger_campaigns ORDER BY state"
+        assert store.database.rows(sql) == [(7, "accepted", "", 1), (7, "failed", "", 1)]
 
     check(store)
     check(recovered(objects, 2))  # from the journal
