@@ -257,16 +257,34 @@ class Journal:
             entry = Entry(sequence, self.epoch, Kind.DATA, self._owner, self._nonce, body)
             other = self._store(entry)
             if other is not None:
-                self._close(
-                    Fenced(
-                        f"{self.path(sequence)} was written by {other.owner} in epoch "
-                        f"{other.epoch}; this process had epoch {self.epoch} and must stop",
-                        epoch=other.epoch,
-                        object=self.path(sequence),
-                    )
-                )
+                self._overtaken(sequence, other)
             self.tail = sequence
             return sequence
+
+    def confirm(self) -> None:
+        """That nobody has taken over: what is answered without an append must not be old news.
+
+        The next number after a stalled owner's last is always a later EPOCH entry. Raises
+        ``Fenced``, ``Damaged`` (the process must exit) or ``StoreUnavailable`` (nothing is known).
+        """
+        with self._lock:
+            self._check_open()
+            try:
+                other = self.read(self.tail + 1)
+            except Damaged as fault:
+                self._close(fault)
+            if other is not None:
+                self._overtaken(self.tail + 1, other)
+
+    def _overtaken(self, sequence: int, other: Entry) -> NoReturn:
+        self._close(
+            Fenced(
+                f"{self.path(sequence)} was written by {other.owner} in epoch "
+                f"{other.epoch}; this process had epoch {self.epoch} and must stop",
+                epoch=other.epoch,
+                object=self.path(sequence),
+            )
+        )
 
     def fence_if_newer(self, epoch: int, covered: int = 0) -> None:
         """Close the journal and raise ``Fenced`` if a manifest shows that others are ahead of us.

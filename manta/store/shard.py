@@ -2,7 +2,8 @@
 
 Owns the shard's database, journal and idempotency keys. **Invariant:** the committed state of the
 database is what the files of the newest manifest and the journal after it say, and no answer
-leaves before its entry is in the journal. One thread calls ``recover``, ``execute``, ``freeze`` and
+leaves before its entry is in the journal; what needs no entry is answered once it is sure that
+nobody has taken over. One thread calls ``recover``, ``execute``, ``freeze`` and
 ``run_hooks``; another may call ``maintain`` at the same time (see ``manta.store.flush``).
 
 Order of a group: begin → each command decides and its changes are applied → append one entry →
@@ -252,6 +253,9 @@ class ShardStore:
         self.figures.commands += len(commands)
         if not run.changes:
             self.database.rollback()
+            refusal = self._confirm()
+            if refusal is not None:
+                return [Outcome(refusal) for _ in commands]
         else:
             keys = tuple(_key_hash(key) for key in run.keys.values())
             group = Group(now, keys, tuple(gather(run.changes)))
@@ -344,6 +348,16 @@ class ShardStore:
             f"{type(command).__name__} failed: {type(error).__name__}: {str(error)[:500]}",
             command=type(command).__name__,
         )
+
+    def _confirm(self) -> MantaError | None:
+        """An incarnation that has been replaced may not answer from its old state."""
+        try:
+            self.journal.confirm()
+        except StoreUnavailable as refusal:
+            return refusal
+        except (Fenced, Damaged) as error:
+            raise Stopped(f"{error.code}: {error}") from error
+        return None
 
     def _append_and_commit(self, group: Group) -> MantaError | None:
         body = encode_group(group)

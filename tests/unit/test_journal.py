@@ -318,3 +318,15 @@ def test_noise_is_damage_never_another_error(noise: bytes) -> None:
     for data in (noise, b"MNTJ\x00\x01" + noise):
         with pytest.raises(Damaged):
             decode_entry(data, "x", 1, "x/1")
+
+
+def test_an_owner_knows_at_any_time_whether_it_has_been_overtaken(world: World) -> None:
+    old = world.journal("a")
+    old.take_over()
+    old.append(b"1")
+    old.confirm()
+    world.journal("b").take_over()
+    with pytest.raises(Fenced, match="must stop"):
+        old.confirm()
+    with pytest.raises(Fenced):
+        old.append(b"2")

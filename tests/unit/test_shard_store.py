@@ -232,6 +232,15 @@ def test_an_old_incarnation_is_refused_and_stops(store: ShardStore, objects: Fil
     assert people(new) == [1, 4]
 
 
+def test_an_old_incarnation_answers_nothing_from_its_old_state(
+    store: ShardStore, objects: FileObjects
+) -> None:
+    """Neither an answer that changes nothing nor an error leaves a replaced incarnation."""
+    recovered(objects, 2)
+    with pytest.raises(Stopped, match="fenced"):
+        store.execute([write(), Act(refuse)])
+
+
 def test_an_old_incarnation_that_slept_through_flushes_stops_too(
     store: ShardStore, objects: FileObjects
 ) -> None:
