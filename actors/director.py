@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -139,6 +140,32 @@ class Director(JournaledActor):
     async def cancel(self, id: int) -> dict[str, Any]:
         return await self._move(id, CampaignState.CANCELLED)
 
+    async def test_send(
+        self,
+        template_id: int,
+        version: int | None,
+        shards: Sequence[int],
+        key: str | None = None,
+    ) -> dict[str, Any]:
+        """The running campaign of this template version's tests (the latest version if none is
+        named); these shards have heard of it, so that messages can be enqueued there at once."""
+        self._require_ready()
+        self._require_handles()
+        earlier = self.remembered(key)
+        if earlier is not None:
+            return dict(earlier.answer)
+        pinned = await self._pin_template(template_id, version)
+        source, zone = self._sources[0], self._zone
+        document = await self.decide(
+            lambda: directing.test_campaign(
+                self._documents, template_id, pinned, source, zone, self._clock.now()
+            ),
+            key,
+        )
+        self._pursue(document["id"])
+        await asyncio.gather(*(self._tell(document["id"], shard) for shard in shards))
+        return dict(document)
+
     async def delete(self, id: int) -> None:
         """Forget a campaign that was never launched."""
         self._required(id)
@@ -173,10 +200,24 @@ class Director(JournaledActor):
     async def _pin(self, fields: Mapping[str, Any]) -> Pinned:
         """The versions that a campaign uses. Raises ``InvalidRequest`` where one cannot be used."""
         catalog = self._require_handles().catalog
-        template = await catalog.call("get", "templates", str(fields["template_id"]))
+        pinned = await self._pin_template(fields["template_id"])
+        rule = fields.get("rule")
+        if fields.get("segment_id") is not None:
+            segment = await catalog.call("get", "segments", str(fields["segment_id"]))
+            if segment is None:
+                raise NotFound(f"no segment {fields['segment_id']}", path="segment_id")
+            rule = segment["rule"]
+        audience, types = await catalog.call("audience", rule)
+        return replace(pinned, audience=audience, attribute_types=types)
+
+    async def _pin_template(self, template_id: int, number: int | None = None) -> Pinned:
+        """A version of a template, the latest if none is named, and no audience."""
+        catalog = self._require_handles().catalog
+        template = await catalog.call("get", "templates", str(template_id))
         if template is None:
-            raise NotFound(f"no template {fields['template_id']}", path="template_id")
-        version = await catalog.call("template_version", template["id"], template["version"])
+            raise NotFound(f"no template {template_id}", path="template_id")
+        number = template["version"] if number is None else number
+        version = await catalog.call("template_version", template["id"], number)
         declared = await catalog.call("attributes")
         unknown = [name for name in version["attributes"] if name not in declared]
         if unknown:
@@ -186,14 +227,7 @@ class Director(JournaledActor):
                 path="template_id",
                 expected=f"attributes that are declared: {names}",
             )
-        rule = fields.get("rule")
-        if fields.get("segment_id") is not None:
-            segment = await catalog.call("get", "segments", str(fields["segment_id"]))
-            if segment is None:
-                raise NotFound(f"no segment {fields['segment_id']}", path="segment_id")
-            rule = segment["rule"]
-        audience, types = await catalog.call("audience", rule)
-        return Pinned(version["version"], version["attributes"], audience, types)
+        return Pinned(version["version"], version["attributes"], {}, {})
 
     # -- driving a campaign ------------------------------------------------------------------------
 
@@ -244,6 +278,8 @@ class Director(JournaledActor):
         if todo.announce or todo.plan:
             await self._advance_all(id)
             return 0.0
+        if todo.open_until is not None and todo.open_until > self._clock.now():
+            return RECHECK_S
         if todo.watch:
             if await self._pending(id) or not await self._is_over(id):
                 return RECHECK_S

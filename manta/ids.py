@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 BUCKETS = 1 << 16
 _RANDOM_BITS = 47
+NOBODY = 0  # no person has this id: what happens to "nobody" concerns and counts for nobody
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford base32: no i, l, o, u
 _VALUES = {c: i for i, c in enumerate(_ALPHABET)}
 

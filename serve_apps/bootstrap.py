@@ -66,7 +66,7 @@ async def build_api(settings: Settings, handles: Handles) -> App:
     from serve_apps.auth import Authenticator
 
     authenticator = Authenticator(handles.catalog, settings.workspace, handles.clock)
-    return create_api(handles, authenticator)
+    return create_api(handles, authenticator, settings.public_url)
 
 
 async def build_console(settings: Settings, handles: Handles) -> App:

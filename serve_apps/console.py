@@ -24,6 +24,7 @@ from starlette.routing import Route
 
 from actors.handles import Handles
 from manta.clock import parse_instant
+from manta.delivery.directing import is_test
 from manta.errors import Forbidden, InvalidRequest, MantaError
 from serve_apps import reads
 from serve_apps.auth import Authenticator, Caller
@@ -196,6 +197,7 @@ class Console:
         documents = await self._handles.director.call(
             "list", "campaigns", deadline_s=CALL_DEADLINE_S
         )
+        documents = [document for document in documents if not is_test(document)]
         newest = sorted(documents, key=lambda d: -d["id"])[:CAMPAIGNS_SHOWN]
         accounts = await asyncio.gather(*(self._accounting(d) for d in newest))
         items = [_listed(d) | {"accounting": a} for d, a in zip(newest, accounts, strict=True)]

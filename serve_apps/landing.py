@@ -62,4 +62,8 @@ TRY_AGAIN = _page(
     "Please try again",
     _text("We could not store this just now. Please load this page again in a moment."),
 )
+NOT_SHOWN = _page(
+    "This e-mail cannot be shown here",
+    _text("Please read it in your mail program."),
+)
 NOTHING_HERE = _page("There is nothing here", _text("Please check the address."))

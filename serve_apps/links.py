@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any
 
 from actors.handles import Singleton
 from manta.clock import Clock
@@ -29,6 +30,7 @@ class LinkKeys:
         self._workspace = workspace
         self._clock = clock
         self._keyring: Keyring | None = None
+        self._documents: list[dict[str, Any]] = []  # what it was made of
         self._asked_at = float("-inf")
 
     async def verify(self, token: str, kind: TokenKind) -> Payload:
@@ -45,11 +47,23 @@ class LinkKeys:
                 pass
         raise NotFound("this link is not valid", path="token")
 
+    async def current(self) -> Keyring:
+        """The keys, for who also signs; at most ``REFRESH_S`` old."""
+        if self._keyring is None or self._clock.monotonic() - self._asked_at >= REFRESH_S:
+            try:
+                return await self.refresh()
+            except MantaError:
+                if self._keyring is None:
+                    raise
+        return self._keyring
+
     async def refresh(self) -> Keyring:
         """Ask the Catalog for the keys."""
         self._asked_at = self._clock.monotonic()
         documents = await self._catalog.call("token_keys", deadline_s=CALL_DEADLINE_S)
-        self._keyring = keyring_of(documents, self._workspace)
+        if self._keyring is None or documents != self._documents:
+            self._documents = documents
+            self._keyring = keyring_of(documents, self._workspace)
         return self._keyring
 
     async def keep_fresh(self) -> None:

@@ -39,11 +39,12 @@ async def documents_page(
     limit: int,
     cursor: str | None,
     shown: Callable[[Document], Document] = dict,
+    wanted: Callable[[Document], bool] = lambda document: True,
 ) -> Document:
-    """Documents with numbers for ids, the newest first."""
+    """The wanted documents with numbers for ids, the newest first."""
     before = read_cursor(collection, cursor, [int])[0] if cursor else 1 << 62
     documents = await owner.call("list", collection, deadline_s=CALL_DEADLINE_S)
-    older = sorted((d for d in documents if d["id"] < before), key=lambda d: -d["id"])
+    older = sorted((d for d in documents if d["id"] < before and wanted(d)), key=lambda d: -d["id"])
     items = older[:limit]
     more = len(older) > limit
     return page(

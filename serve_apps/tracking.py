@@ -9,6 +9,8 @@ full or not stored within ``CLICK_PATIENCE_S`` goes to its page all the same.
   or truncated token is a 404 page.
 - ``GET /u/…`` shows a form and changes nothing; only ``POST`` unsubscribes (RFC 8058 §3.1), without
   cookie and without redirect. It is a command of its own with the message as its key.
+- ``GET /v/…`` leads a link that verifies on to the app that composes the page (``api.view``).
+- The links of a test mail name nobody: they do what they say, and nothing is stored.
 - ``HEAD`` tells what ``GET`` would and counts nothing; a prefetch, which is not yet a person's act,
   is refused with 503, so that the browser asks again when the person does click.
 
@@ -28,7 +30,7 @@ from actors.handles import Handles
 from manta.content.tokens import Payload, TokenKind
 from manta.content.unsubscribe import is_one_click
 from manta.errors import MantaError, NotFound, Overloaded
-from manta.ids import encode_id
+from manta.ids import NOBODY, encode_id
 from manta.people.consents import Unsubscribe
 from serve_apps import landing
 from serve_apps.gather import Gatherer
@@ -78,7 +80,13 @@ _URL_SAFE = "%/:?#[]@!$&'()*+,;=-._~"
 _ROBOTS = b"User-agent: *\nDisallow: /\n"
 # This app stands at the root, so it is also the front door to the others.
 _DOORS = {"/": b"/console/", "/docs": b"/v1/docs", "/openapi.json": b"/v1/openapi.json"}
-_TRACKS = {"/o/": TokenKind.OPEN, "/c/": TokenKind.CLICK, "/u/": TokenKind.UNSUBSCRIBE}
+_TRACKS = {
+    "/o/": TokenKind.OPEN,
+    "/c/": TokenKind.CLICK,
+    "/u/": TokenKind.UNSUBSCRIBE,
+    "/v/": TokenKind.VIEW,
+}
+_VIEWS = b"../v1/view/"  # from /v/…, wherever this app stands
 
 Headers = Iterable[tuple[bytes, bytes]]
 logger = logging.getLogger("manta.http")
@@ -126,6 +134,11 @@ class Tracking:
         if kind is TokenKind.UNSUBSCRIBE:
             await _send_page(send, 200, landing.UNSUBSCRIBE, head=head)
             return
+        if kind is TokenKind.VIEW:
+            location = (b"location", _VIEWS + token.encode("ascii"))
+            await send({"type": _START, "status": 302, "headers": [location, *_REDIRECT_HEADERS]})
+            await send(_NO_BODY)
+            return
         agent, prefetched = _reader(headers)
         if prefetched:
             await _send_not_now(send)
@@ -135,7 +148,7 @@ class Tracking:
             await self._click(said, head, agent, send)
 
     async def _open(self, said: Payload, head: bool, agent: str, send: Send) -> None:
-        if not head:
+        if not head and said.subscriber_id != NOBODY:
             try:
                 outcome = await self._add("opened", said, None, agent)
             except Overloaded as error:
@@ -147,7 +160,7 @@ class Tracking:
         await send(_NO_BODY if head else _PIXEL_BODY)
 
     async def _click(self, said: Payload, head: bool, agent: str, send: Send) -> None:
-        if not head:
+        if not head and said.subscriber_id != NOBODY:
             try:
                 async with asyncio.timeout(CLICK_PATIENCE_S):
                     outcome = await self._add("clicked", said, said.url, agent)
@@ -176,6 +189,9 @@ class Tracking:
             body = b""
         if not is_one_click(body):
             await _send_page(send, 400, landing.UNSUBSCRIBE)
+            return
+        if said.subscriber_id == NOBODY:
+            await _send_page(send, 200, landing.UNSUBSCRIBED)
             return
         # A task of its own: a client that leaves does not stop it.
         storing = asyncio.create_task(self._store_unsubscribe(said))

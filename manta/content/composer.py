@@ -27,9 +27,10 @@ from manta.content.templates import (
 from manta.content.tokens import PATHS, Keyring, TokenKind, encode_piece
 from manta.content.unsubscribe import unsubscribe_headers
 from manta.errors import InvalidRequest
-from manta.ids import MessageRef
+from manta.ids import NOBODY, MessageRef
 
 KINDS = ("marketing", "transactional", "test")
+TEST_MARK = "[Test] "
 
 _BASE_URL = re.compile(r"https?://[A-Za-z0-9._-]+(?::\d{1,5})?(?:/[A-Za-z0-9._~/-]*)?", re.ASCII)
 
@@ -39,7 +40,9 @@ class MailSettings:
     """What a campaign says about its mails besides the template.
 
     ``base_url`` is where the tracking app answers; ``return_path_domain`` receives bounces.
-    A transactional mail carries no unsubscribe header and no unsubscribe link of its own.
+    A transactional mail carries no unsubscribe header and no unsubscribe link of its own. The links
+    of a test work but name nobody: whoever reads it neither counts as nor unsubscribes the person
+    whose values fill it; its subject says that it is a test.
     """
 
     campaign_id: int
@@ -106,11 +109,12 @@ class Composer:
     def compose(self, row: Mapping[str, Any], ref: MessageRef, now: datetime) -> Composed:
         """The mail for a person.
 
-        ``row`` holds ``email`` and ``attributes`` by their names. Raises ``TemplateError`` where
+        ``row`` holds ``email`` and ``attributes`` by their names; ``_send_to``, no name that an
+        attribute can have, is where a test goes instead. Raises ``TemplateError`` where
         the template fails on these values and ``InvalidRequest`` for an address that cannot be
         mailed to; both concern this message only.
         """
-        address = mime.check_address(row.get("email"))
+        address = mime.check_address(row.get("_send_to") or row.get("email"))
         rendered = self.render(row, ref)
         fields, body = self.assemble(rendered, address, ref, now)
         data = self.sign(fields, body, now)
@@ -121,8 +125,9 @@ class Composer:
 
     def render(self, row: Mapping[str, Any], ref: MessageRef) -> Rendered:
         values = clean_values(row, self.mail.attributes)
-        values["unsubscribe_url"] = self._url(TokenKind.UNSUBSCRIBE, ref)
         values["view_url"] = self._url(TokenKind.VIEW, ref)
+        ref = self._acting(ref)
+        values["unsubscribe_url"] = self._url(TokenKind.UNSUBSCRIBE, ref)
         self._add_links(values, ref)
         pixel = self._url(TokenKind.OPEN, ref) if self.settings.track_opens else ""
         return self.mail.render(values, self._signer(ref), pixel)
@@ -131,13 +136,15 @@ class Composer:
         self, rendered: Rendered, address: str, ref: MessageRef, now: datetime
     ) -> tuple[list[tuple[str, str]], bytes]:
         """(header fields, body) of the mail, unsigned."""
-        token = self._keyring.sign(TokenKind.UNSUBSCRIBE, ref, self.settings.campaign_id)
+        acting, campaign_id = self._acting(ref), self.settings.campaign_id
+        token = self._keyring.sign(TokenKind.UNSUBSCRIBE, acting, campaign_id)
+        mark = TEST_MARK if self.settings.kind == "test" else ""
         # The text of a person stands in the parts: the boundary must be one they cannot guess.
         boundary = "=_" + self._keyring.boundary(ref)
         fields = [
             ("From", mime.mailbox(rendered.from_name, self.mail.from_email)),
             ("To", address),
-            ("Subject", mime.unstructured(rendered.subject)),
+            ("Subject", mime.unstructured(mark + rendered.subject)),
             ("Date", mime.date_text(now)),
             ("Message-ID", mime.message_id(ref, self._id_domain)),
         ]
@@ -159,6 +166,10 @@ class Composer:
         return b"".join((mime.fields_text([*signatures, *fields]), b"\r\n", body))
 
     # -- links -------------------------------------------------------------------------------------
+
+    def _acting(self, ref: MessageRef) -> MessageRef:
+        """In whose name the reader of the mail acts."""
+        return MessageRef(NOBODY, ref[1]) if self.settings.kind == "test" else ref
 
     def _url(self, kind: TokenKind, ref: MessageRef) -> str:
         return self._prefixes[kind] + self._keyring.sign_prepared(

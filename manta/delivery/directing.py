@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from manta.clock import as_text, parse_instant
@@ -48,6 +48,9 @@ FIELDS = (
     "expires_at",
 )
 PRIORITY = 100
+TEST_PRIORITY = 10  # somebody waits for it before the screen
+TEST_OPEN = timedelta(minutes=10)  # without a further test its campaign may finish
+TESTS_KEPT_MAX = 200  # ended ones
 # A lane with fewer due rows than this is one Sender's; a longer one is shared by all.
 SHARE_FROM_ROWS = 400
 _ENDED = (CampaignState.FINISHED, CampaignState.CANCELLED)
@@ -95,6 +98,10 @@ def create_campaign(
         "changed_at": as_text(now),
         **_NOT_LAUNCHED,
     }
+    if document["kind"] == Kind.TEST:
+        raise InvalidRequest(
+            "a test is sent from its template", path="kind", expected="marketing or transactional"
+        )
     default = Policy.HOLD if document["kind"] == Kind.MARKETING else Policy.RESEND
     document["policy"] = str(_one_of(Policy, fields.get("policy") or default, "policy"))
     _note(document, CampaignState.DRAFT, now)
@@ -112,6 +119,63 @@ def delete(reader: Reader, id: int) -> Defined:
             expected="a draft, or a campaign that was cancelled before its launch",
         )
     return Defined(None, (("campaigns", str(id), None),))
+
+
+# -- tests -----------------------------------------------------------------------------------------
+
+
+def test_campaign(
+    reader: Reader, template_id: int, pinned: Pinned, source: str, zone: str, now: datetime
+) -> Defined:
+    """The running campaign of a template version's tests, kept open from now on; made if need be.
+
+    It has no audience: messages are enqueued into it one by one. It finishes like any other when
+    nothing of it is pending, but not while somebody may be about to enqueue. Of those that have
+    ended the latest ``TESTS_KEPT_MAX`` are kept.
+    """
+    tests = sorted((d for d in reader.list("campaigns") if is_test(d)), key=lambda d: int(d["id"]))
+    version = (template_id, pinned.template_version)
+    for known in tests:
+        same = (known["template_id"], known["template_version"]) == version
+        if same and known["state"] == CampaignState.RUNNING:
+            document = dict(known) | {"open_until": as_text(now + TEST_OPEN)}
+            return Defined(document, (_store(document),))
+    number, taken = next_number(reader, "campaigns")
+    document = {
+        "id": number,
+        "name": f"Tests of template {template_id}, version {pinned.template_version}",
+        "state": str(CampaignState.SCHEDULED),
+        "segment_id": None,
+        "rule": None,
+        "template_id": template_id,
+        "topic": "test",
+        "kind": str(Kind.TEST),
+        "policy": str(Policy.RESEND),
+        "priority": TEST_PRIORITY,
+        "source": source,
+        "expires_at": None,
+        "step": 0,
+        "announced": 0,
+        "shards": {},
+        "history": [],
+        "created_at": as_text(now),
+        "launch_at": as_text(now),
+        "template_version": pinned.template_version,
+        "audience": None,
+        "open_until": as_text(now + TEST_OPEN),
+    }
+    document["definition"] = _plan(document, pinned, zone, now).to_json()
+    _move(document, CampaignState.RUNNING, now)
+    ended = [str(d["id"]) for d in tests if d["state"] in _ENDED and d["announced"] >= d["step"]]
+    forgotten = ended[: max(0, len(ended) - TESTS_KEPT_MAX)]
+    return Defined(
+        document, (taken, _store(document), *(("campaigns", i, None) for i in forgotten))
+    )
+
+
+def is_test(document: Mapping[str, Any]) -> bool:
+    """Whether it is the campaign of a template's tests; lists of campaigns leave it out."""
+    return bool(document["kind"] == Kind.TEST)
 
 
 # -- launching -------------------------------------------------------------------------------------
@@ -184,7 +248,7 @@ def _plan(document: Document, pinned: Pinned, zone: str, due_at: datetime) -> Ca
         template_version=pinned.template_version,
         source=document["source"],
         due_at=due_at,
-        audience=json.dumps(pinned.audience),
+        audience=json.dumps(pinned.audience) if pinned.audience else "",
         attribute_types=tuple(sorted(pinned.attribute_types.items())),
         time_zone=zone,
         attributes=tuple(pinned.attributes),
@@ -278,6 +342,7 @@ class Todo:
     plan: tuple[int, ...] = ()  # the shards that have not planned all of it
     start_at: datetime | None = None  # scheduled: when to start
     watch: bool = False  # planned everywhere: finished as soon as nothing is pending
+    open_until: datetime | None = None  # watched, but not to be finished before
 
 
 def todo(document: Mapping[str, Any], shards: int) -> Todo:
@@ -292,12 +357,16 @@ def todo(document: Mapping[str, Any], shards: int) -> Todo:
         return Todo(announce=announce)
     plan = tuple(shard for shard in range(shards) if next_page(document, shard) is not None)
     running = state is CampaignState.RUNNING
-    return Todo(announce, plan, watch=running and not plan)
+    open_until = document.get("open_until")
+    until = parse_instant(open_until) if open_until and running else None
+    return Todo(announce, plan, watch=running and not plan, open_until=until)
 
 
 def next_page(document: Mapping[str, Any], shard: int) -> int | None:
     """After which subscriber a shard goes on planning; ``None`` where it has nothing to plan."""
     progress = document["shards"].get(str(shard), {})
+    if is_test(document):  # messages are enqueued one by one
+        return None
     if progress.get("done") or CampaignState(document["state"]) in _ENDED:
         return None
     return int(progress.get("last_subscriber", -1))

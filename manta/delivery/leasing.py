@@ -39,9 +39,10 @@ class Grant(NamedTuple):
     """The answer to a lease: one row per message, in the order in which to send.
 
     Columns: subscriber_id, message_key, campaign_id, kind, email, domain, time_zone, locale,
-    attempts (before this one), expires_at, and ``attr_*`` as far as templates of the batch use them
-    and the workspace has them. ``more``: whether rows that were due stayed behind. ``withheld``:
-    messages of the lease that may no longer be sent (only after a repeat): to be returned.
+    attempts (before this one), expires_at, _send_to (the address that gets a test in the person's
+    place), and ``attr_*`` as far as templates of the batch use them and the workspace has them.
+    ``more``: whether rows that were due stayed behind. ``withheld``: messages of the lease that may
+    no longer be sent (only after a repeat): to be returned.
     """
 
     rows: pa.Table
@@ -186,7 +187,7 @@ def revoke_people(database: Database, subscriber_ids: Sequence[int]) -> tuple[Pu
 
 _ROWS = (
     "SELECT rowid AS row_id, subscriber_id, message_key, campaign_id, kind, channel, attempts,"
-    " expires_at, domain AS old_domain FROM ledger"
+    " expires_at, send_to AS _send_to, domain AS old_domain FROM ledger"
 )
 
 
@@ -218,9 +219,11 @@ def _sort_out(
         return _SortedOut(_empty_grant(rows), ())
     campaigns = rows.column("campaign_id").to_pylist()
     wanted = [
-        Wanted(person, kind, channel, plans[campaign_id].topic if campaign_id in plans else "")
-        for person, kind, channel, campaign_id in zip(
-            *(rows.column(n).to_pylist() for n in ("subscriber_id", "kind", "channel")),
+        Wanted(
+            person, kind, channel, plans[campaign_id].topic if campaign_id in plans else "", send_to
+        )
+        for person, kind, channel, send_to, campaign_id in zip(
+            *(rows.column(n).to_pylist() for n in ("subscriber_id", "kind", "channel", "_send_to")),
             campaigns,
             strict=True,
         )

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manta.command import Change, Context, Database, Decision, Op, Push
-from manta.delivery.campaign import CampaignPlan, CampaignState, move_campaign
+from manta.delivery.campaign import CampaignPlan, CampaignState, Kind, move_campaign
 from manta.delivery.ledger import State, move
 from manta.delivery.screening import Wanted, screen
 from manta.errors import Conflict, InvalidRequest, NotFound
@@ -205,7 +205,9 @@ class PlanCampaign:
 class EnqueueMessage:
     """One message to one person under a campaign's plan: test sends, transactional mail.
 
-    ``occurrence`` is the caller's own name of the message: the same one is the same message.
+    ``occurrence`` is the caller's own name of the message: the same one is the same message. A test
+    may go to ``send_to`` instead, filled with the person's values, or with none for ``NOBODY``.
+    ``expires_at`` only ever shortens the plan's time.
     Answers ``{"message_key", "state", "reason"}``, also for a message that was there already.
     """
 
@@ -214,12 +216,18 @@ class EnqueueMessage:
     occurrence: str
     due_at: datetime | None = None
     key: str | None = None
+    send_to: str | None = None
+    expires_at: datetime | None = None
 
     def decide(self, database: Database, context: Context) -> Decision:
         known = find_campaign(database, self.campaign_id)
         if known is None:
             raise NotFound(f"no campaign {self.campaign_id} in this shard", path="campaign_id")
         plan = CampaignPlan.from_json(known.definition)
+        if self.send_to is not None and plan.kind is not Kind.TEST:
+            raise InvalidRequest(
+                f"a {plan.kind} message goes to its person", path="send_to", expected="nothing"
+            )
         message_key = enqueued_message_key(self.campaign_id, self.occurrence)
         present = database.rows(
             "SELECT state, reason FROM ledger WHERE subscriber_id = ? AND message_key = ?",
@@ -230,7 +238,8 @@ class EnqueueMessage:
         if known.state in (CampaignState.CANCELLED, CampaignState.FINISHED):
             raise Conflict(f"campaign {self.campaign_id} is {known.state}", path="campaign_id")
         people = pa.table({"subscriber_id": pa.array([self.subscriber_id], pa.int64())})
-        rows = plan_rows(database, context.now, plan, message_key, people, self.due_at)
+        alone = _Alone(self.due_at, self.expires_at, self.send_to)
+        rows = plan_rows(database, context.now, plan, message_key, people, alone)
         state, reason = rows.column("state")[0].as_py(), rows.column("reason")[0].as_py()
         if reason == "unknown_person":
             raise NotFound(f"no person {self.subscriber_id}", path="subscriber_id")
@@ -241,6 +250,17 @@ class EnqueueMessage:
 
 def enqueued_message_key(campaign_id: int, occurrence: str) -> int:
     return campaign_message_key(campaign_id, hash64("occurrence", occurrence))
+
+
+class _Alone(NamedTuple):
+    """What a message that is enqueued by itself has of its own, beside the plan."""
+
+    due_at: datetime | None = None
+    expires_at: datetime | None = None
+    send_to: str | None = None
+
+
+_AS_PLANNED = _Alone()
 
 
 class Campaign(NamedTuple):
@@ -274,17 +294,19 @@ def plan_rows(
     plan: CampaignPlan,
     message_key: int,
     people: pa.Table,
-    due_at: datetime | None = None,
+    alone: _Alone = _AS_PLANNED,
 ) -> pa.Table:
     """Complete new ledger rows for people without one, screened."""
     count = people.num_rows
     ids = people.column("subscriber_id").to_pylist()
     kind = str(plan.kind)
-    wanted = [Wanted(person, kind, plan.channel, plan.topic) for person in ids]
+    wanted = [Wanted(person, kind, plan.channel, plan.topic, alone.send_to) for person in ids]
     screened = screen(database, wanted, now)
     refusals = pa.array(screened.refusals, pa.string())
     allowed = pc.is_null(refusals)
-    due = pa.scalar(due_at or plan.due_at, pa.timestamp("us"))
+    due = pa.scalar(alone.due_at or plan.due_at, pa.timestamp("us"))
+    ends = [at for at in (alone.expires_at, plan.expires_at) if at is not None]
+    expires_at = pa.scalar(min(ends, default=None), pa.timestamp("us"))
     instant = pa.scalar(now, pa.timestamp("us"))
     columns = {
         "subscriber_id": people.column("subscriber_id"),
@@ -298,11 +320,13 @@ def plan_rows(
         "priority": pa.repeat(pa.scalar(plan.priority, pa.uint8()), count),
         "engaged_at": _engaged_at(database, ids),
         "due_at": pc.if_else(allowed, due, pa.scalar(None, pa.timestamp("us"))),
-        "expires_at": pa.repeat(pa.scalar(plan.expires_at, pa.timestamp("us")), count),
+        "expires_at": pa.repeat(expires_at, count),
         "attempts": pa.repeat(pa.scalar(0, pa.uint16()), count),
         "planned_at": pa.repeat(instant, count),
         "changed_at": pa.repeat(instant, count),
     }
+    if alone.send_to:
+        columns["send_to"] = pa.repeat(alone.send_to, count)
     assert set(columns) <= set(LEDGER.column_names)
     return pa.table(columns)
 

@@ -132,7 +132,8 @@ def recipients(database: Database, context: Context, arguments: Arguments) -> li
         raise InvalidRequest(f"no state {state!r:.40}", path="state", expected=", ".join(State))
     columns = ", ".join(f"l.{name}" for name in _RECIPIENT)
     rows = database.table(
-        f"SELECT {columns}, p.email FROM (SELECT * FROM ledger WHERE campaign_id = ?"
+        f"SELECT {columns}, coalesce(l.send_to, p.email) AS email"
+        " FROM (SELECT * FROM ledger WHERE campaign_id = ?"
         " AND (subscriber_id, message_key) > (?, ?) AND (? IS NULL OR state = ?)"
         " ORDER BY subscriber_id, message_key LIMIT ?) l"
         " LEFT JOIN profiles p ON p.subscriber_id = l.subscriber_id"

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manta.command import Change, Context, Database, Decision, Op
-from manta.delivery.campaign import CampaignPlan, CampaignState
+from manta.delivery.campaign import CampaignPlan, CampaignState, Kind
 from manta.delivery.ledger import Policy, State, move
 from manta.delivery.outcomes import (
     OUTCOME_SCHEMA,
@@ -222,7 +222,8 @@ def _settle(
     replied = [x for x in landings if x.outcome.reply or x.outcome.reply_code]
     silent = [x for x in landings if not (x.outcome.reply or x.outcome.reply_code)]
     changes = [_landed(some, context.now, journal_sequence) for some in (replied, silent) if some]
-    accepted = [landing for landing in landings if landing.state is State.ACCEPTED]
+    # A test is no part of what its person has got.
+    accepted = [x for x in landings if x.state is State.ACCEPTED and x.row.kind != Kind.TEST]
     if accepted:
         changes.append(_sent_events(accepted))
     return Decision(answer, tuple(changes))

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from manta.command import Context, Database
 from manta.errors import InvalidRequest
+from manta.people.consents import address_kind
 from manta.people.identities import CONFIRMED, compared
 from manta.rules.loading import columns_of_profiles
 from manta.rules.scope import without_unknown
@@ -125,4 +126,23 @@ def audience_page(database: Database, context: Context, arguments: Mapping[str, 
     return database.table(sql, [*params, after, limit])
 
 
-QUERIES = {"audience_page": audience_page, "identities": identities, "person": person}
+def suppression(database: Database, context: Context, arguments: Mapping[str, Any]) -> str | None:
+    """Why nothing is sent to ``address`` on ``channel``, as far as this shard knows."""
+    found = database.rows(
+        "SELECT reason FROM suppressions WHERE channel = ? AND address = ?"
+        " AND (expires_at IS NULL OR expires_at > ?)",
+        [
+            arguments["channel"],
+            compared(address_kind(arguments["channel"]), arguments["address"]),
+            context.now,
+        ],
+    )
+    return str(found[0][0]) if found else None
+
+
+QUERIES = {
+    "audience_page": audience_page,
+    "identities": identities,
+    "person": person,
+    "suppression": suppression,
+}

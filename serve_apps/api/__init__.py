@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from actors.handles import Handles
 from manta import __version__
 from manta.errors import InvalidRequest, MantaError
-from serve_apps.api import campaigns, exports, imports, keys, people, segments, templates
+from serve_apps.api import campaigns, exports, imports, keys, people, segments, templates, view
 from serve_apps.api.description import describe
 from serve_apps.auth import Authenticator
 from serve_apps.limits import App, Guard, Message, Receive, Scope, Send
@@ -34,8 +34,9 @@ _DESCRIPTION = (
 )
 
 
-def create_api(handles: Handles, authenticator: Authenticator) -> App:
-    """The API as an ASGI app whose routes begin at its root path."""
+def create_api(handles: Handles, authenticator: Authenticator, public_url: str) -> App:
+    """The API as an ASGI app whose routes begin at its root path; ``public_url`` is where the links
+    of mails lead."""
     api = FastAPI(
         title="Manta",
         version=__version__,
@@ -53,8 +54,9 @@ def create_api(handles: Handles, authenticator: Authenticator) -> App:
     api.state.handles = handles
     api.state.authenticator = authenticator
     api.state.workshop = Workshop()
+    api.state.views = view.Views(handles, public_url)
     api.state.intake = imports.Intake()
-    for room in (imports, exports, people, segments, templates, campaigns, keys):
+    for room in (imports, exports, people, segments, templates, campaigns, keys, view):
         api.include_router(room.router)
 
     document = describe(api, PREFIX)

@@ -13,6 +13,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import Field
 
 from actors.handles import Handles
+from manta.delivery.directing import is_test
 from manta.ids import campaign_message_key
 from manta.people.importer import GUARDED
 from serve_apps import reads
@@ -49,6 +50,9 @@ EXPORTED = (
 Step = Annotated[int, Query(ge=1, le=86_400, description="Seconds of one step of the timeline.")]
 
 
+Tests = Annotated[bool, Query(description="Those of templates' tests instead.")]
+
+
 class NewCampaign(Body):
     name: str = Field(max_length=200)
     template_id: int = Field(ge=1, le=NUMBER_MAX)
@@ -79,9 +83,11 @@ async def create_campaign(body: NewCampaign, ports: Ports, key: Key) -> dict[str
 
 @router.get("", dependencies=[READ], summary="List the campaigns, newest first")
 async def list_campaigns(
-    ports: Ports, limit: Limit = LIMIT, cursor: Cursor = None
+    ports: Ports, limit: Limit = LIMIT, cursor: Cursor = None, tests: Tests = False
 ) -> dict[str, Any]:
-    return await reads.documents_page(ports.director, "campaigns", limit, cursor, shown)
+    return await reads.documents_page(
+        ports.director, "campaigns", limit, cursor, shown, lambda d: is_test(d) == tests
+    )
 
 
 @router.get("/{number}", dependencies=[READ], summary="A campaign")

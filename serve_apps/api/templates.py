@@ -17,10 +17,12 @@ from serve_apps import reads
 from serve_apps.api.wiring import LIMIT, NUMBER_MAX, Cursor, Key, Limit, Number, Ports, needs
 from serve_apps.bodies import Body
 from serve_apps.limits import CALL_DEADLINE_S
+from serve_apps.proofs import RECIPIENTS_MAX, send_tests
 from serve_apps.workshop import Workshop
 
 router = APIRouter(prefix="/templates", tags=["templates"])
 READ, WRITE = needs("templates:read"), needs("templates:write")
+SEND = needs("campaigns:write")
 TEXT_MAX = 512_000
 
 
@@ -50,6 +52,15 @@ class NewTemplate(Content):
 
 class NewVersion(Content):
     name: str | None = Field(None, max_length=200)
+
+
+class TestTo(Body):
+    to: list[Annotated[str, Field(max_length=320)]] = Field(
+        min_length=1, max_length=RECIPIENTS_MAX, description="Addresses of your own."
+    )
+    subscriber_id: str | None = Field(None, max_length=20, description="Whose attributes fill it.")
+    email: str | None = Field(None, max_length=320, description="The same person, by address.")
+    version: int | None = Field(None, ge=1, le=NUMBER_MAX, description="The latest if absent.")
 
 
 class PreviewFor(Body):
@@ -116,10 +127,22 @@ async def preview(number: Number, body: PreviewFor, ports: Ports, shop: Shop) ->
     return {"version": version["version"], "subscriber_id": person["id"], **shown}
 
 
-async def _person(ports: Handles, body: PreviewFor) -> dict[str, Any]:
+@router.post("/{number}/test", dependencies=[SEND], summary="Send it to yourself")
+async def test_send(number: Number, body: TestTo, ports: Ports, key: Key) -> dict[str, Any]:
+    """Real mails to up to ten addresses, marked as tests in the subject. They are filled with the
+    attributes of the subscriber named, else with each recipient's own if they are a subscriber.
+    Opens, clicks and unsubscriptions from a test count for nobody. `/v1/campaigns/{campaign_id}`
+    and its recipients tell what became of them."""
+    filled_by = None
+    if body.email is not None or body.subscriber_id is not None:
+        filled_by = decode_id((await _person(ports, body))["id"])
+    return await send_tests(ports, number, body.version, body.to, filled_by, key)
+
+
+async def _person(ports: Handles, body: PreviewFor | TestTo) -> dict[str, Any]:
     if (body.subscriber_id is None) == (body.email is None):
         raise InvalidRequest(
-            "a preview is for one person", path="email", expected="email or subscriber_id"
+            "it is filled by one person", path="email", expected="email or subscriber_id"
         )
     if body.email is not None:
         return await reads.person(ports, await reads.person_id(ports, "email", body.email))

@@ -69,7 +69,7 @@ class Town:
         self._loop = loop
         self.house = house
         apps = {
-            "/v1": create_api(house.handles, house.authenticator),
+            "/v1": create_api(house.handles, house.authenticator, "http://manta.test"),
             "/v1/events": create_ingest(house.handles, house.authenticator, "r1", Random(3)),
         }
         self.bridge = Bridge(loop, apps)

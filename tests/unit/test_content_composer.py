@@ -25,7 +25,7 @@ from manta.content.templates import MailTemplate
 from manta.content.tokens import Keyring, Payload, SigningKey, TokenKind
 from manta.content.unsubscribe import is_one_click, unsubscribe_headers
 from manta.errors import InvalidRequest
-from manta.ids import MessageRef, decode_id
+from manta.ids import NOBODY, MessageRef, decode_id
 
 NOW = datetime(2026, 4, 5, 6, 7, 8)
 REF = MessageRef(3 << 47 | 99, -12_345)
@@ -307,3 +307,22 @@ def test_the_sample_newsletter_is_clean() -> None:
         {**row, "email": "bob@example.org"}, Composer(template, SETTINGS, RING, SIGNERS)
     )
     assert message["subject"] == "Zoë, this week's finds near Bath"
+
+
+def test_a_test_goes_where_it_is_sent_and_its_reader_acts_for_nobody() -> None:
+    composer = Composer(TEMPLATE, replace(SETTINGS, kind="test"), RING, SIGNERS)
+    composed = composer.compose(ROW | {"_send_to": "me@agency.example"}, REF, NOW)
+    assert composed.rcpt_to == "me@agency.example"
+    message = email.message_from_bytes(composed.data, policy=email.policy.default)
+    assert message["To"] == "me@agency.example"
+    assert str(message["Subject"]).startswith("[Test] Hi Zoë")
+    named = {}
+    for url in [*links(message), message["List-Unsubscribe"].strip("<>")]:
+        if url.startswith(SETTINGS.base_url):
+            payload = RING.verify(url.rpartition("/")[2], NOW)
+            named[payload.kind] = payload.subscriber_id
+    assert named == {
+        TokenKind.CLICK: NOBODY,
+        TokenKind.UNSUBSCRIBE: NOBODY,
+        TokenKind.VIEW: REF.subscriber_id,
+    }

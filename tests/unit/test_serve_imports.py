@@ -30,7 +30,7 @@ async def world() -> Any:
 
 @pytest.fixture
 async def http(world: House) -> Any:
-    app = create_api(world.handles, world.authenticator)
+    app = create_api(world.handles, world.authenticator, "http://manta.test")
     async with client(app, "/v1", await world.key()) as opened:
         yield opened
 

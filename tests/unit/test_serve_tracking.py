@@ -13,7 +13,7 @@ from manta.clock import ManualClock, as_text
 from manta.content.tokens import TokenKind
 from manta.errors import NotFound, StoreUnavailable
 from manta.events.commands import TrackHits
-from manta.ids import MessageRef, mint_subscriber_id
+from manta.ids import NOBODY, MessageRef, mint_subscriber_id
 from manta.people.consents import Unsubscribe
 from serve_apps import gather
 from serve_apps.hits import hit_gatherer
@@ -282,3 +282,27 @@ async def test_the_end_waits_for_what_was_taken(world):
     await world.app({"type": "lifespan"}, receive, send)
     assert said == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
     assert stored is not None and stored.done()
+
+
+async def test_a_view_link_leads_on_only_where_it_verifies(world):
+    token = world.token(TokenKind.VIEW)
+    async with client(world.app) as http:
+        answer = await http.get(f"/v/{token}")
+        assert answer.status_code == 302
+        assert str(answer.next_request.url) == f"http://manta.test/v1/view/{token}"
+        assert (await http.get(f"/v/{token[:-1]}")).status_code == 404
+        assert (await http.get(f"/v/{world.token(TokenKind.OPEN)}")).status_code == 404
+        assert (await http.post(f"/v/{token}")).status_code == 405
+    assert world.actors.executed == []
+
+
+async def test_whoever_reads_a_test_acts_for_nobody(world):
+    ref = MessageRef(NOBODY, 99)
+    async with client(world.app) as http:
+        opened = await http.get(f"/o/{world.token(TokenKind.OPEN, ref=ref)}")
+        clicked = await http.get(f"/c/{world.token(TokenKind.CLICK, URL, ref)}")
+        form = {"List-Unsubscribe": "One-Click"}
+        left = await http.post(f"/u/{world.token(TokenKind.UNSUBSCRIBE, ref=ref)}", data=form)
+    assert (opened.content, clicked.headers["location"]) == (PIXEL, URL)
+    assert left.status_code == 200 and "unsubscribed" in left.text
+    assert world.actors.executed == []
