@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 import sys
 import time
 from dataclasses import replace
@@ -235,6 +236,9 @@ async def run(folder: Path, console: Console, *, keep: bool) -> int:
     demo = Demo(folder, console)
     demo.prepare()
     handles = await demo.start()
+    this = asyncio.current_task()
+    assert this is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
     with Client(demo.settings.public_url, demo.key) as client:
         await demo.import_people(client, handles)
         campaign = await asyncio.to_thread(demo.write, client)
@@ -268,7 +272,7 @@ def main(folder: Path = Path(".manta/demo"), *, keep: bool = False) -> int:
     except MantaError as error:
         console.print(f"[red]{error}[/]")
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         return 130
     finally:
         if is_connected():
