@@ -1,0 +1,1 @@
+"""Models: functions and scikit-learn style estimators on tables. No actor system in here."""
