@@ -21,6 +21,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 
+from actors.process import keep_pandas_out
 from manta.errors import MantaError, NotReady, OutcomeUnknown
 
 NAMESPACE = "manta"
@@ -37,6 +38,7 @@ class Host:
         self._object: Any = None
         self._tasks: set[asyncio.Task[Any]] = set()
         logging.basicConfig(level=logging.INFO)
+        keep_pandas_out()
         try:
             self._object = build()
         except Exception as error:

@@ -14,6 +14,7 @@ import time
 import numpy as np
 import pyarrow as pa
 
+from actors.process import keep_pandas_out
 from benchmarks.data import END, people_and_events
 from benchmarks.shards import (
     Write,
@@ -53,8 +54,10 @@ def build(root: str, shard: int) -> None:
 
 def serve(root: str, shard: int) -> None:
     """Recover, wait for a line, change much, wait to be ended."""
+    keep_pandas_out()
     store = open_store(root, shard)
     store.recover()
+    store.run_hooks()  # which builds the index, as in the actor
     ids = store.database.table("SELECT subscriber_id FROM profiles")["subscriber_id"].to_numpy()
     say(database_bytes=store.database.memory_bytes())
     sys.stdin.readline()

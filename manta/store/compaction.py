@@ -26,7 +26,7 @@ import duckdb
 import pyarrow.parquet as pq
 
 from manta.schema import EVENTS, TABLES
-from manta.store.database import PARQUET
+from manta.store.database import PARQUET, connect
 from manta.store.flush import DELETED, FORMAT_METADATA, KEYS, ROW_GROUP_ROWS, SEQUENCE
 from manta.store.manifest import FileEntry
 from manta.store.settings import ShardSettings
@@ -157,9 +157,8 @@ def run_merge(
         "threads": "1",
         "memory_limit": f"{memory_mb}MB",
         "temp_directory": str(scratch / "spill"),
-        "autoinstall_known_extensions": "false",
     }
-    connection = duckdb.connect(":memory:", config=config)
+    connection = connect(config)
     try:
         query = _query(merge)
         params: list[object] = [list(paths)]

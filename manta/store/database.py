@@ -23,6 +23,7 @@ from functools import lru_cache
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -56,6 +57,7 @@ _MENTION = re.compile(r"\b(" + "|".join(TABLES) + r")\b", re.IGNORECASE)
 _READ = re.compile(r"\s*(SELECT|WITH|FROM|VALUES|EXPLAIN|DESCRIBE|SUMMARIZE)\b", re.IGNORECASE)
 _INDEXES = {"events": {"events_of_subscriber": "subscriber_id"}}
 _DATABASE = "shard"
+_NEVER = "1TB"  # changes until a checkpoint
 # A folder like `shard=000` is no column of the files in it.
 PARQUET = "read_parquet(?, union_by_name = true, hive_partitioning = false)"
 
@@ -142,11 +144,10 @@ class ShardDatabase(Reader):
             "temp_directory": "",
             # What a load or a large statement took for a while goes back to the machine.
             "allocator_background_threads": "true",
-            "autoinstall_known_extensions": "false",
             "autoload_known_extensions": "false",
         }
-        # Cursors are made from a connection that never runs a long statement itself.
-        self._root = duckdb.connect(":memory:", config=config)
+        # Cursors are made from a connection that runs no long statement itself once it is ready.
+        self._root = connect(config)
         self._root.execute("SET TimeZone = 'UTC'")
         # An attached database in memory can be compressed: events take a third of the room.
         self._root.execute(f"ATTACH ':memory:' AS {_DATABASE} (COMPRESS)").fetchall()
@@ -159,6 +160,7 @@ class ShardDatabase(Reader):
         self._statements: dict[tuple[Any, ...], str] = {}
         self._cursors = threading.Lock()
         self._locked = False
+        self._indexed = True
         self.events_since: datetime | None = None  # older events do not enter memory
         for table in TABLES.values():
             self._connection.execute(_create(table))
@@ -214,17 +216,33 @@ class ShardDatabase(Reader):
     # -- around the transactions ----------------------------------------------------------------
 
     def begin_loading(self) -> None:
-        """Before files and journal: no indexes, and a second thread, since nobody waits yet."""
+        """Before files and journal: no indexes, and a second thread, since nobody waits yet.
+
+        Nor does DuckDB compress by itself, in the midst of what is still to be changed.
+        """
         for names in _INDEXES.values():
             for name in names:
                 self._connection.execute(f"DROP INDEX {name}")
+        self._indexed = False
         self._root.execute("SET threads = 2").fetchall()
+        self._root.execute(f"SET checkpoint_threshold = '{_NEVER}'").fetchall()
 
     def end_loading(self) -> None:
-        """Build the indexes: afterwards at once, which costs half of keeping them meanwhile."""
-        for table in TABLES.values():
-            self._create_indexes(table)
+        """Compress what the journal brought. Indexes are still missing."""
+        self._compress()
+        self._root.execute("RESET checkpoint_threshold").fetchall()
         self._root.execute("SET threads = 1").fetchall()
+
+    def build_indexes(self) -> None:
+        """If they are missing since ``begin_loading``: at once, for half of what upkeep costs.
+
+        Only in the writer's thread, between transactions: in DuckDB 2.0.0 an index that is built
+        while another connection appends lacks rows, and nothing says so. Others may read.
+        """
+        if not self._indexed:
+            for table in TABLES.values():
+                self._create_indexes(table)
+            self._indexed = True
 
     def lock_down(self) -> None:
         """From now on no statement reaches files or changes settings. For good."""
@@ -241,8 +259,9 @@ class ShardDatabase(Reader):
     def load_files(
         self, table: str, paths: Sequence[str], where: str, params: Sequence[Any] = ()
     ) -> None:
-        """Fill an empty table from local Parquet files, at recovery, before ``lock_down``.
+        """Load local Parquet files and compress, at recovery, before ``lock_down``.
 
+        A table with a key is loaded in one call; one without it may get its files in several.
         Of each key the row with the highest ``_sequence`` holds, unless it is ``_deleted``.
         Columns that the files lack are NULL; attributes that the table lacks are added.
         """
@@ -261,6 +280,10 @@ class ShardDatabase(Reader):
                 f"INSERT INTO {table} ({columns}) SELECT {columns} FROM {source} WHERE {where}",
                 [list(paths), *params],
             )
+        self._compress()
+
+    def _compress(self) -> None:
+        self._root.execute(f"CHECKPOINT {_DATABASE}").fetchall()
 
     @contextmanager
     def _keyed_afterwards(self, table: Table) -> Iterator[None]:
@@ -451,6 +474,15 @@ class ShardDatabase(Reader):
             self._connection.execute(sql)
 
 
+def connect(config: dict[str, str]) -> duckdb.DuckDBPyConnection:
+    """A DuckDB of its own in memory, that fetches no extensions and writes nothing to stdout."""
+    config = {"autoinstall_known_extensions": "false", **config}
+    connection = duckdb.connect(":memory:", config=dict(config))
+    # On by itself where Python seems interactive, as it does to DuckDB in `python -c`.
+    connection.execute("SET enable_progress_bar = false")
+    return connection
+
+
 def arrow_schema(table: Table) -> pa.Schema:
     """The fixed columns of a table with their Arrow types."""
     return pa.schema([(name, ARROW_TYPES[sql_type]) for name, sql_type in table.columns])
@@ -511,9 +543,9 @@ def _last_of_each_key(rows: pa.Table, key: tuple[str, ...]) -> pa.Table:
         distinct = pc.count_distinct(rows.column(key[0])).as_py()
         if distinct == rows.num_rows:
             return rows
-    frame = rows.select(list(key)).to_pandas()
-    repeated = frame.duplicated(keep="last").to_numpy()
-    return rows.filter(pa.array(~repeated)) if repeated.any() else rows
+    numbered = rows.select(list(key)).append_column("_n", pa.array(np.arange(rows.num_rows)))
+    last = numbered.group_by(list(key), use_threads=False).aggregate([("_n", "max")])["_n_max"]
+    return rows if len(last) == rows.num_rows else rows.take(pa.array(np.sort(last.to_numpy())))
 
 
 def _merge(changes: list[Change]) -> list[Change]:

@@ -27,6 +27,7 @@ from manta.store.objects import ObjectStore
 from manta.store.retention import Bounds, bounds, is_old
 
 _FETCHES_MAX = 8
+_PORTION_ROWS = 500_000  # uncompressed they are 40 MB
 
 
 def load_files(
@@ -49,10 +50,29 @@ def load_files(
                 if table == KEYS:
                     _load_keys(paths, keys)
                 elif table in TABLES:
-                    _load_table(database, table, paths, where, params)
+                    for some in _portions(table, files, paths):
+                        _load_table(database, table, some, where, params)
         if table == RETENTION.name:
             since = bounds(database)
     database.events_since = since.get(EVENTS.name)
+
+
+def _portions(
+    table: str, files: Sequence[FileEntry], paths: Sequence[str]
+) -> Iterator[Sequence[str]]:
+    """What is loaded and compressed at once: of a state table all, of events a little."""
+    if TABLES[table].key:
+        yield paths
+        return
+    rows, portion = 0, []
+    for file, path in zip(files, paths, strict=True):
+        rows += file.rows
+        portion.append(path)
+        if rows >= _PORTION_ROWS:
+            yield portion
+            rows, portion = 0, []
+    if portion:
+        yield portion
 
 
 def _is_past(file: FileEntry, since: Bounds) -> bool:
@@ -99,7 +119,7 @@ def _check(file: FileEntry, path: str) -> None:
 def _load_table(
     database: ShardDatabase,
     table: str,
-    paths: list[str],
+    paths: Sequence[str],
     where: str,
     params: Sequence[datetime],
 ) -> None:

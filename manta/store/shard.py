@@ -191,6 +191,9 @@ class ShardStore:
     def recover(self) -> None:
         """Bring the database to the journal's end and take the journal over.
 
+        From then on it can be read. Its indexes are built by whichever of ``run_hooks`` and
+        ``execute`` is called first; until then reads of single people scan the events.
+
         Raises ``StoreUnavailable`` or ``OutcomeUnknown`` (try again with a new store), ``Damaged``
         (a person has to look), ``Fenced``.
         """
@@ -228,6 +231,12 @@ class ShardStore:
         self._committed(Group(group.at, group.keys, tuple(changes)))
         self.figures.replayed_entries += 1
 
+    def _build_indexes(self) -> None:
+        try:
+            self.database.build_indexes()
+        except duckdb.Error as error:
+            raise Stopped(f"the indexes could not be built: {error}") from error
+
     def _empty_database(self) -> ShardDatabase:
         return ShardDatabase(DatabaseSettings(self.settings.memory_limit_mb))
 
@@ -244,6 +253,7 @@ class ShardStore:
             raise
 
     def _execute(self, commands: Sequence[Command]) -> list[Outcome]:
+        self._build_indexes()
         now = self._now()
         self._latest = now
         failed: dict[int, Outcome] = {}
@@ -402,6 +412,7 @@ class ShardStore:
 
     def run_hooks(self) -> HookResult:
         """In the writer's thread: call the hooks that are due and join what they want."""
+        self._build_indexes()
         now = self._now()
         pushes: list[Push] = []
         commands: list[Command] = []

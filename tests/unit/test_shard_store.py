@@ -221,6 +221,35 @@ def test_recovery_is_manifest_and_tail(objects: FileObjects, seed: int) -> None:
     assert content(recovered(objects, 3)) == content(after)
 
 
+def test_a_recovered_shard_is_read_before_its_indexes_are_built(objects: FileObjects) -> None:
+    store = recovered(objects)
+    store.execute([write(person(1), *(event(1, "opened", event_id=n) for n in range(5)))])
+    flush(store)
+    store.execute([write(event(1, "clicked", event_id=5))])
+    after = recovered(objects, 2)
+    of_person = "SELECT count(*) FROM events WHERE subscriber_id = 1"
+    pinned = after.reader()
+    pinned.pin()
+    assert indexes(after) == []
+    assert after.database.rows(of_person) == pinned.rows(of_person) == [(6,)]
+    after.run_hooks()
+    assert indexes(after) == ["events_of_subscriber"]
+    after.execute([write(event(1, "clicked", event_id=6))])
+    assert after.database.rows(of_person) == [(7,)]
+    assert pinned.rows(of_person) == [(6,)]
+    pinned.close()
+
+
+def test_a_command_that_comes_before_the_hooks_builds_the_indexes(objects: FileObjects) -> None:
+    store = recovered(objects)
+    store.execute([write(person(1))])
+    assert indexes(store) == ["events_of_subscriber"]
+
+
+def indexes(store: ShardStore) -> list[str]:
+    return [name for (name,) in store.database.rows("SELECT index_name FROM duckdb_indexes()")]
+
+
 def test_an_old_incarnation_is_refused_and_stops(store: ShardStore, objects: FileObjects) -> None:
     store.execute([write(person(1))])
     new = recovered(objects, 2)
