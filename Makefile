@@ -11,8 +11,11 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 demo: $(READY)
 	$(BIN)/manta demo
 
+# The simulation runs without coverage, which would take most of its time.
 test: $(READY) lint
-	$(BIN)/python -m pytest -m "not long" --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -m "not long" tests/sim
+	$(BIN)/python -m pytest -m "not long" tests/unit tests/integration tests/e2e \
+	  --cov --cov-report=term:skip-covered
 
 test-long: $(READY)
 	$(BIN)/python -m pytest -m long
