@@ -620,7 +620,7 @@ async def test_the_journal_of_a_silent_sender_is_fenced_and_settled() -> None:
         await w.director.orphans(0, [("sender-00", 1)])
         await w.director.orphans(1, [("sender-00", 1)])
         await w.until(lambda: w.ledger() == {"uncertain": 1, "planned": 1})
-        assert ("throttle", "forget", ("sender-00",)) in w.pushed
+        await w.until(lambda: ("throttle", "forget", ("sender-00",)) in w.pushed)
         with pytest.raises(Fenced):
             journal.append(Entry(1))
 
