@@ -26,13 +26,12 @@ import pyarrow as pa
 
 from actors import bootstrap, runtime
 from actors.handles import Handles
-from manta.content.tokens import TokenKind
+from manta.content.tokens import TokenKind, keyring_of
 from manta.ids import MessageRef
 from manta.people.commands import UpsertPeople
 from manta.people.identities import route
 from manta.settings import HttpSettings, Settings
 from serve_apps.bootstrap import apps, deploy, serve_environment, undeploy, with_free_port
-from serve_apps.links import keyring_of
 
 CONNECTIONS = 256
 SECONDS = 5.0

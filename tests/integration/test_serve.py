@@ -18,7 +18,7 @@ import pytest
 
 from actors import bootstrap
 from actors.handles import Handles
-from manta.content.tokens import Keyring, TokenKind
+from manta.content.tokens import Keyring, TokenKind, keyring_of
 from manta.definitions import SCOPES
 from manta.errors import Conflict
 from manta.ids import MessageRef
@@ -26,7 +26,6 @@ from manta.people.commands import UpsertPeople
 from manta.people.identities import route
 from manta.settings import HttpSettings, Settings
 from serve_apps.bootstrap import deploy, undeploy, with_free_port
-from serve_apps.links import keyring_of
 
 # Ray Serve's own models use what pydantic calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from manta.clock import ManualClock, as_text
-from manta.content.tokens import TokenKind
+from manta.content.tokens import TokenKind, keyring_of
 from manta.errors import NotFound, StoreUnavailable
 from manta.events.commands import TrackHits
 from manta.ids import NOBODY, MessageRef, mint_subscriber_id
 from manta.people.consents import Unsubscribe
 from serve_apps import gather
 from serve_apps.hits import hit_gatherer
-from serve_apps.links import RECHECK_S, LinkKeys, keyring_of
+from serve_apps.links import RECHECK_S, LinkKeys
 from serve_apps.tracking import PIXEL, Tracking
 from tests.unit.serve_fakes import NOW, FakeActors, client, make_handles
 
