@@ -29,9 +29,9 @@ from manta.content.dkim import DkimSigner, load_private_key
 from manta.delivery import queries as delivery_queries
 from manta.delivery.attempts import AttemptJournal
 from manta.delivery.hooks import HookSettings, delivery_hooks
+from manta.delivery.lanes import Limits
 from manta.delivery.retry import RetryPolicy
 from manta.delivery.sending import SendingSettings
-from manta.delivery.throttle import Limits
 from manta.errors import InvalidRequest, NotReady
 from manta.events import queries as event_queries
 from manta.people import queries as people_queries

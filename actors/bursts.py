@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
+from manta.delivery.lanes import Lane
 from manta.delivery.outcomes import Outcome, OutcomeKind
 from manta.delivery.replies import Reply, Verdict
 from manta.delivery.sending import Burst, outcome_of
-from manta.delivery.throttle import Lane
 from manta.delivery.transaction import Envelope
 from manta.errors import InvalidRequest
 from manta.ids import MessageRef

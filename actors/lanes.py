@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from actors.bursts import GrantedLease, OnWire, Worker, wait_at_most
+from manta.delivery.lanes import Lane
 from manta.delivery.retry import CALM, BackoffPolicy
-from manta.delivery.throttle import Connections, Grant, Lane
+from manta.delivery.throttle import Connections, Grant
 from manta.errors import Fenced, MantaError, RetryableError
 from manta.ids import MessageRef
 from manta.schema import ATTRIBUTE_PREFIX

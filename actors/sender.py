@@ -26,10 +26,10 @@ from actors.lanes import LaneRun, LaneSettings
 from actors.resolving import ShardsPort, ask_all, take_over
 from manta.clock import Clock
 from manta.delivery.attempts import AttemptJournal, History, JournalPort
+from manta.delivery.lanes import Lane
 from manta.delivery.outcomes import Outcome
 from manta.delivery.senders import Known
 from manta.delivery.sending import Sending, SendingSettings
-from manta.delivery.throttle import Lane
 from manta.errors import (
     Damaged,
     Fenced,
@@ -154,7 +154,7 @@ class Sender:
                 path="shards",
                 expected=f"0 to {self.ports.shards.count - 1}",
             )
-        lane = Lane(source, site)
+        lane = Lane(source, source, site, site)
         run = self._lanes.get(lane)
         if run is None:
             run = self._lanes[lane] = LaneRun(self, lane)

@@ -17,15 +17,8 @@ from typing import Any
 
 from actors.journaled import JournaledActor
 from manta.clock import Clock
-from manta.delivery.throttle import (
-    NO_GRANT,
-    Authority,
-    Budgets,
-    Connections,
-    Grant,
-    Lane,
-    Limits,
-)
+from manta.delivery.lanes import Lane, Limits
+from manta.delivery.throttle import NO_GRANT, Authority, Budgets, Connections, Grant
 from manta.errors import Damaged, Fenced, NotReady, OutcomeUnknown, StoreUnavailable
 from manta.store.documents import Documents
 

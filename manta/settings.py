@@ -21,19 +21,68 @@ WORKSPACE_NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
 
 @dataclass(frozen=True)
 class EgressSource:
-    """One way out: a relay that takes our mail by SMTP."""
+    """One way out. A relay takes all our mail by SMTP; a direct source brings it to the mail
+    exchangers of the recipients' domains itself.
+
+    ``tls``: ``none``, ``opportunistic``, ``required`` or ``implicit`` (TLS from the first byte); of
+    a direct source the shaping file says it. ``source_address``: the address to connect from.
+    ``cold_since``: the day (YYYY-MM-DD) on which a new address begins to be warmed up.
+    """
 
     name: str = "relay"
-    host: str = "127.0.0.1"
+    kind: str = "relay"  # relay | direct
+    host: str = "127.0.0.1"  # of a relay
     port: int = 25
-    tls: str = "opportunistic"  # none | opportunistic | required
+    tls: str = "opportunistic"
     username: str = ""
     password_env: str = ""
+    ca_file: str = ""  # certificate authorities to trust in the place of the system's
     ehlo_name: str = "localhost"
+    source_address: str = ""
+    cold_since: str = ""
     connections_max: int = 10
     messages_per_connection: int = 1_000
     rate_per_s: float = 1_000.0
     burst: int = 1_000
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("relay", "direct"):
+            raise InvalidRequest(
+                f"egress source {self.name}: no kind {self.kind!r:.40}",
+                path="egress.kind",
+                expected="relay or direct",
+            )
+
+
+@dataclass(frozen=True)
+class PoolMember:
+    source: str
+    weight: int = 1
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Sources that share the mail of campaigns that ask for the pool, by weight."""
+
+    name: str
+    members: tuple[PoolMember, ...] = ()
+
+
+@dataclass(frozen=True)
+class DnsSettings:
+    """``servers``: ``address`` or ``address:port``; none: those of the system."""
+
+    servers: tuple[str, ...] = ()
+    timeout_s: float = 5.0
+
+
+@dataclass(frozen=True)
+class InboxSettings:
+    """Where bounces, complaints and unsubscribes arrive by SMTP: the exchanger of
+    ``return_path_domain``. Port 0: there is no inbox."""
+
+    host: str = "127.0.0.1"
+    port: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,16 +113,21 @@ class Settings:
     senders: int = 1
     time_zone: str = "UTC"
     base_url: str = ""  # of the tracking links; empty: http://<host>:<port>
-    return_path_domain: str = "bounces.localhost"
+    return_path_domain: str = "bounces.localhost"  # of the envelope; its mail comes to the inbox
     settling_time_h: float = 24.0
     retry_first_wait_s: float = 1_200.0  # after a 4xx; doubled each time, up to four hours
     lease_deadline_s: float = 900.0  # then a silent Sender's journal is fenced and read
     flush_seconds: float = 60.0
     flush_bytes: int = 64 << 20
     shard_memory_limit_bytes: int = 4 << 30
+    message_age_max_h: float = 72.0  # what is not delivered by then expires
+    shaping_file: str = ""  # the operator's own, over the one that comes with Manta
     egress: tuple[EgressSource, ...] = (EgressSource(),)
+    pools: tuple[Pool, ...] = ()
     dkim: tuple[DkimKey, ...] = ()
     http: HttpSettings = field(default_factory=HttpSettings)
+    dns: DnsSettings = field(default_factory=DnsSettings)
+    inbox: InboxSettings = field(default_factory=InboxSettings)
 
     def __post_init__(self) -> None:
         if not WORKSPACE_NAME.fullmatch(self.workspace):
@@ -88,6 +142,31 @@ class Settings:
             raise InvalidRequest(f"{self.senders} senders", path="senders", expected="1 to 256")
         if not self.egress:
             raise InvalidRequest("no way out", path="egress", expected="at least one source")
+        self._check_ways_out()
+
+    def _check_ways_out(self) -> None:
+        """Sources and pools share one set of names: a campaign asks for either."""
+        sources = {source.name for source in self.egress}
+        names = [source.name for source in self.egress] + [pool.name for pool in self.pools]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise InvalidRequest(f"two ways out are named {twice[0]}", path="egress.name")
+        for pool in self.pools:
+            unknown = [member.source for member in pool.members if member.source not in sources]
+            bad = [member for member in pool.members if member.weight < 1]
+            if unknown or bad or not pool.members:
+                raise InvalidRequest(
+                    f"pool {pool.name}: "
+                    + (f"no source {unknown[0]!r:.40}" if unknown else "a member without weight"),
+                    path="pools.members",
+                    expected=f"weights from 1, sources of {', '.join(sorted(sources))}",
+                )
+
+    @property
+    def ways_out(self) -> dict[str, tuple[PoolMember, ...]]:
+        """What campaigns may ask for, each with its sources; the default first."""
+        alone = {source.name: (PoolMember(source.name),) for source in self.egress}
+        return {**{pool.name: pool.members for pool in self.pools}, **alone}
 
     @property
     def public_url(self) -> str:

@@ -103,6 +103,7 @@ class CampaignPlan:
     policy: Policy = Policy.HOLD
     expires_at: datetime | None = None
     occurrence: int = 0
+    sending_domain: str = ""  # of the From address
 
     def __post_init__(self) -> None:
         if not 0 <= self.priority <= PRIORITY_MAX:

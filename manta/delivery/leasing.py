@@ -55,8 +55,10 @@ class Lease:
     """Take up to ``limit`` due messages for a source and a site.
 
     ``serves`` lists the names (the source and its pools) under which campaigns may have asked for
-    this source. ``domains`` are those of the site; None means every domain (a relay). The Sender
-    has stored "lease opened" as entry ``journal_sequence`` of its journal before it asks.
+    this source. ``domains`` are those of the site; None means every domain (a relay), save
+    ``except_domains``. Campaigns in ``without`` are left alone; ``engaged_only`` takes no message
+    of somebody who never acted on one (a source that is being warmed up). The Sender has stored
+    "lease opened" as entry ``journal_sequence`` of its journal before it asks.
 
     Answers a ``Grant``; a repeat answers what is still leased under this name, checked again.
     "Nothing" is stored like any grant (see ``senders.confirmation``).
@@ -72,6 +74,10 @@ class Lease:
     domains: tuple[str, ...] | None = None
     limit: int = LEASE_ROWS_MAX
     serves: tuple[str, ...] = ()
+    provider: str = ""
+    except_domains: tuple[str, ...] = ()
+    without: tuple[int, ...] = ()
+    engaged_only: bool = False
 
     @property
     def key(self) -> str | None:
@@ -82,6 +88,7 @@ class Lease:
             raise InvalidRequest("rows per lease", path="limit", expected=f"1 to {LEASE_ROWS_MAX}")
         refuse_older(database, self.sender, self.sender_epoch)
         plans = _running(database, self.serves or (self.source,))
+        plans = {i: plan for i, plan in plans.items() if i not in self.without}
         row_ids, more = self._candidates(database, context.now, list(plans.values()))
         rows = database.table(f"{_ROWS} WHERE rowid IN (SELECT unnest(?))", [row_ids])
         rows = _in_order_of(rows, row_ids)
@@ -125,6 +132,11 @@ class Lease:
         if self.domains is not None:
             due += " AND domain IN (SELECT unnest(?))"
             params.append(list(self.domains))
+        if self.except_domains:
+            due += " AND domain NOT IN (SELECT unnest(?))"
+            params.append(list(self.except_domains))
+        if self.engaged_only:
+            due += " AND engaged_at IS NOT NULL"
         count = self.limit + 1
         # Mostly the latest month has enough, and a scan that stops early is cheaper than a sort.
         ((latest,),) = database.rows(f"SELECT max(engaged_at) {due}", params)
@@ -158,6 +170,7 @@ class Lease:
                     "lease_id": pa.repeat(pa.scalar(self.lease_id, pa.int64()), count),
                     "journal_sequence": pa.repeat(self.journal_sequence, count),
                     "source": pa.repeat(self.source, count),
+                    "provider": pa.repeat(self.provider or self.site, count),
                     "changed_at": _instants(now, count),
                 }
             ),

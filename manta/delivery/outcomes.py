@@ -38,6 +38,8 @@ class Outcome(NamedTuple):
     reply: str = ""
     source: str = ""
     due_at: datetime | None = None
+    bounce_class: str = ""  # of a refusal (``manta.delivery.observations.BounceClass``)
+    category: str = ""  # of the same (``manta.delivery.classification``)
 
 
 OUTCOME_SCHEMA = pa.schema(
@@ -51,6 +53,8 @@ OUTCOME_SCHEMA = pa.schema(
         ("reply", pa.string()),
         ("source", pa.string()),
         ("due_at", pa.timestamp("us")),
+        ("bounce_class", pa.string()),
+        ("category", pa.string()),
     ]
 )
 

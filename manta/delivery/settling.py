@@ -308,6 +308,8 @@ def _landed(landings: list[_Landing], now: datetime, journal_sequence: int) -> C
     if any(o.reply or o.reply_code for o in outcomes):
         columns["reply_code"] = pa.array([o.reply_code or None for o in outcomes], pa.uint16())
         columns["reply"] = _texts((o.reply for o in outcomes), REPLY_CHARACTERS_MAX)
+        columns["bounce_class"] = _texts((o.bounce_class for o in outcomes), REASON_CHARACTERS_MAX)
+        columns["category"] = _texts((o.category for o in outcomes), REASON_CHARACTERS_MAX)
     return Change("ledger", Op.UPSERT, pa.table(columns))
 
 

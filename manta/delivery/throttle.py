@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from manta.delivery.gcra import Bucket
+from manta.delivery.lanes import Lane, Limits
 from manta.errors import InvalidRequest
 
 PERMIT_VALID_S = 3.0
@@ -31,23 +32,6 @@ HEARTBEAT_S = 2.0
 TAKEOVER_WAIT_S = AUTHORITY_S + PERMIT_VALID_S
 GRANT_MAX = 10_000
 WAIT_S_MIN = 0.02
-
-
-class Lane(NamedTuple):
-    """An egress source and a site: the mail exchangers that a domain rolls up to."""
-
-    source: str
-    site: str
-
-
-@dataclass(frozen=True)
-class Limits:
-    """``rate_per_s`` 0 suspends."""
-
-    rate_per_s: float
-    burst: int
-    connections_max: int
-    messages_per_connection: int = 1_000
 
 
 class Grant(NamedTuple):

@@ -18,11 +18,12 @@ from manta.clock import SystemClock
 from manta.command import Decision, Repeated
 from manta.content.language import TemplateError
 from manta.delivery.campaign import CampaignPlan, CampaignState, Kind
+from manta.delivery.lanes import Lane, Limits
 from manta.delivery.planning import PlanCampaign, SetCampaign
 from manta.delivery.replies import Reply, Verdict, classify
 from manta.delivery.retry import BackoffPolicy
 from manta.delivery.sending import SendingSettings
-from manta.delivery.throttle import Budgets, Lane, Limits
+from manta.delivery.throttle import Budgets
 from manta.delivery.transaction import Envelope
 from manta.errors import MantaError, NotReady, OutcomeUnknown
 from manta.store.journal import Journal

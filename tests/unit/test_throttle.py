@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from manta.delivery.lanes import Lane, Limits
 from manta.delivery.throttle import (
     AUTHORITY_S,
     CONNECTION_VALID_S,
@@ -13,14 +14,12 @@ from manta.delivery.throttle import (
     TAKEOVER_WAIT_S,
     Authority,
     Budgets,
-    Lane,
-    Limits,
     fair_share,
 )
 from manta.errors import InvalidRequest
 
-LANE = Lane("relay", "*")
-OTHER = Lane("relay", "slow.example")
+LANE = Lane("relay", "relay", "*", "*")
+OTHER = Lane("relay", "relay", "slow.example", "slow.example")
 
 
 def throttle(empty_at_s=None, lanes=None, **limits):
@@ -65,7 +64,7 @@ def test_a_lane_has_limits_of_its_own_below_its_source():
 
 def test_an_unknown_source_is_named():
     with pytest.raises(InvalidRequest, match="no egress source 'x'") as error:
-        throttle().grant("s0", Lane("x", "*"), 1, 0.0)
+        throttle().grant("s0", Lane("x", "x", "*", "*"), 1, 0.0)
     assert error.value.expected == "relay"
 
 
@@ -86,7 +85,7 @@ def test_connections_are_shared_and_a_dead_senders_come_back():
 ASKS = st.lists(
     st.tuples(
         st.sampled_from(["s0", "s1", "s2"]),
-        st.sampled_from([LANE, OTHER, Lane("relay", "third")]),
+        st.sampled_from([LANE, OTHER, Lane("relay", "relay", "third", "third")]),
         st.integers(0, 12),
         st.floats(0, 20),
     ),

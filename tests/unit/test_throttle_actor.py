@@ -8,12 +8,13 @@ import pytest
 
 from actors.throttle import Throttle
 from manta.clock import ManualClock
-from manta.delivery.throttle import AUTHORITY_S, TAKEOVER_WAIT_S, Limits
+from manta.delivery.lanes import Limits
+from manta.delivery.throttle import AUTHORITY_S, TAKEOVER_WAIT_S
 from manta.errors import NotReady, StoreUnavailable
 from manta.store.documents import Documents
 from tests.faults import MemoryObjects
 
-LANE = ("relay", "*")
+LANE = ("relay", "relay", "*", "*")
 SOURCES = {"relay": Limits(100.0, 50, 10)}
 
 
