@@ -196,12 +196,8 @@ class TakeIdentities:
             ),
         ]
         # A leased message still carries the old address; it goes back and is leased anew.
-        pushes = [
-            push
-            for person in people.to_pylist()
-            for push in revocations(database, person, EMAIL, marketing_only=False)
-        ]
-        return changes, tuple(pushes)
+        pushes = revocations(database, people.to_pylist(), EMAIL, marketing_only=False)
+        return changes, pushes
 
 
 @dataclass(frozen=True)

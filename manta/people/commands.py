@@ -7,8 +7,9 @@ from manta.people.claims import (
     SettleClaims,
     TakeIdentities,
 )
-from manta.people.consents import LiftSuppression, SetConsent, Suppress, Unsubscribe
+from manta.people.consents import SetConsent, Unsubscribe
 from manta.people.memberships import UpdateMemberships
+from manta.people.suppressions import LiftSuppression, Suppress
 from manta.people.upsert import Consent, UpsertPeople
 
 __all__ = [

@@ -1,8 +1,9 @@
-"""Consent, unsubscription and suppression: who may not be mailed, and since when.
+"""Consent and unsubscription: who wants which mail, and since when.
 
 Consent is per person, channel and topic, and mail needs it: no row means no consent. The topic
 ``*`` (all topics) only ever says *unsubscribed*: it overrules every other row, and is lifted when
-the person subscribes again by their own act. A suppression is per address, whoever has it.
+the person subscribes again by their own act. What may not be sent to an address, whoever has it,
+is another matter (``manta.people.suppressions``).
 
 A withdrawal is told at once to the Senders that hold leased messages of the person
 (``Push(sender, "revoke", …)``). The push is a hint that may be lost; what makes the withdrawal
@@ -11,17 +12,16 @@ certain is the check at lease time, and that an unattempted lease goes back with
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
 
 import pyarrow as pa
 
 from manta.command import Change, Context, Database, Decision, Op, Push
 from manta.errors import InvalidRequest, NotFound
 from manta.people.history import recorded, rows_of, upserted
-from manta.people.identities import EMAIL, PHONE, compared
-from manta.schema import CONSENTS, SUPPRESSIONS
+from manta.people.identities import EMAIL, PHONE
+from manta.schema import CONSENTS
 
 CHANNELS = ("email", "sms", "push")
 SUBSCRIBED_TO = "subscribed"
@@ -39,15 +39,6 @@ class ConsentChanged:
 
 
 @dataclass(frozen=True)
-class SuppressionChanged:
-    """``subscriber_id``: who has the address. If that person's shard is another one, the same
-    command has to be executed there as well: addresses are checked in the person's shard."""
-
-    changed: bool
-    subscriber_id: int | None
-
-
-@dataclass(frozen=True)
 class SetConsent:
     """The person's own word, or an operator's on their behalf: it is always taken.
 
@@ -62,10 +53,10 @@ class SetConsent:
     source: str
 
     def decide(self, database: Database, context: Context) -> Decision:
-        _check_word(self.channel, CHANNELS, "channel")
-        _check_word(self.status, STATUSES, "status")
-        _check_text(self.source, "source")
-        _check_text(self.topic, "topic")
+        check_word(self.channel, CHANNELS, "channel")
+        check_word(self.status, STATUSES, "status")
+        check_text(self.source, "source")
+        check_text(self.topic, "topic")
         if self.topic == ALL_TOPICS and self.status != UNSUBSCRIBED:
             raise InvalidRequest(
                 "consent is given topic by topic", path="topic", expected="the name of one topic"
@@ -84,7 +75,7 @@ class SetConsent:
         if self.status != UNSUBSCRIBED and old.get(ALL_TOPICS) == UNSUBSCRIBED:
             changes += _consent(self, person, ALL_TOPICS, UNSUBSCRIBED, None, context)
         withdrawn = self.status == UNSUBSCRIBED and bool(changes)
-        pushes = revocations(database, person, self.channel) if withdrawn else ()
+        pushes = revocations(database, [person], self.channel) if withdrawn else ()
         return Decision(ConsentChanged(person, len(changes) // 2), tuple(changes), pushes)
 
 
@@ -104,8 +95,8 @@ class Unsubscribe:
     channel: str = EMAIL
 
     def decide(self, database: Database, context: Context) -> Decision:
-        _check_word(self.channel, CHANNELS, "channel")
-        _check_text(self.source, "source")
+        check_word(self.channel, CHANNELS, "channel")
+        check_text(self.source, "source")
         person = existing(database, self.subscriber_id)
         old: dict[str, str] = dict(
             database.rows(
@@ -138,81 +129,7 @@ class Unsubscribe:
             campaign_id=campaign,
             message_key=self.message_key,
         )
-        return Decision(answer, (*changes, event), revocations(database, person, self.channel))
-
-
-@dataclass(frozen=True)
-class Suppress:
-    """Never send to this address on this channel (until ``expires_at``, if given).
-
-    A standing suppression is not weakened: a later end or none replaces an earlier one, and the
-    first reason stays.
-    """
-
-    key: str | None
-    channel: str
-    address: str
-    reason: str  # hard_bounce | complaint | manual | unsubscribed | ...
-    source: str
-    evidence: str | None = None
-    expires_at: datetime | None = None
-
-    def decide(self, database: Database, context: Context) -> Decision:
-        _check_word(self.channel, CHANNELS, "channel")
-        for name in ("address", "reason", "source"):
-            _check_text(getattr(self, name), name)
-        address = compared(address_kind(self.channel), self.address)
-        person = holder(database, self.channel, address)
-        standing = _standing(database, self.channel, address, context.now)
-        if standing is not None and not _outlives(self.expires_at, standing[1]):
-            return Decision(SuppressionChanged(False, person))
-        reason = self.reason if standing is None else standing[0]
-        change = upserted(
-            "suppressions",
-            1,
-            channel=self.channel,
-            address=address,
-            reason=reason,
-            source=self.source,
-            evidence=self.evidence and self.evidence[:TEXT_LENGTH_MAX],
-            created_at=context.now,
-            expires_at=self.expires_at,
-        )
-        history = _suppression_history(
-            self, _here(database, person), address, standing, self.reason, context
-        )
-        pushes = revocations(database, person, self.channel, marketing_only=False)
-        return Decision(SuppressionChanged(True, person), (change, *history), pushes)
-
-
-@dataclass(frozen=True)
-class LiftSuppression:
-    """Let mail to the address pass again. Consent is another matter and stays as it is."""
-
-    key: str | None
-    channel: str
-    address: str
-    source: str
-
-    def decide(self, database: Database, context: Context) -> Decision:
-        _check_word(self.channel, CHANNELS, "channel")
-        _check_text(self.source, "source")
-        address = compared(address_kind(self.channel), self.address)
-        person = holder(database, self.channel, address)
-        standing = database.rows(
-            "SELECT reason, expires_at FROM suppressions WHERE channel = ? AND address = ?",
-            [self.channel, address],
-        )
-        if not standing:
-            return Decision(SuppressionChanged(False, person))
-        gone = rows_of("suppressions", 1, channel=self.channel, address=address)
-        history = _suppression_history(
-            self, _here(database, person), address, standing[0], None, context
-        )
-        return Decision(
-            SuppressionChanged(True, person),
-            (Change(SUPPRESSIONS.name, Op.DELETE, gone), *history),
-        )
+        return Decision(answer, (*changes, event), revocations(database, [person], self.channel))
 
 
 def existing(database: Database, subscriber_id: int) -> int:
@@ -239,34 +156,31 @@ def holder(database: Database, channel: str, address: str) -> int | None:
     return int(found[0][0]) if found else None
 
 
-def _here(database: Database, person: int | None) -> int | None:
-    """The person, if this is their shard: history lies there alone."""
-    found = person is not None and database.rows(
-        "SELECT 1 FROM profiles WHERE subscriber_id = ?", [person]
-    )
-    return person if found else None
-
-
 def address_kind(channel: str) -> str:
     """The kind of identity that a channel's addresses are."""
     return {"email": EMAIL, "sms": PHONE}.get(channel, channel)
 
 
 def revocations(
-    database: Database, person: int | None, channel: str, marketing_only: bool = True
+    database: Database, people: Sequence[int], channel: str, marketing_only: bool = True
 ) -> tuple[Push, ...]:
-    """Tell each Sender with leased messages of the person to send none of them unchecked."""
-    if person is None:
+    """Tell each Sender with leased messages of the people to send none of them unchecked."""
+    if not people:
         return ()
     leased = database.rows(
-        "SELECT sender, message_key FROM ledger WHERE subscriber_id = ? AND channel = ?"
-        " AND state = 'leased' AND (kind = 'marketing' OR NOT ?) ORDER BY sender, message_key",
-        [person, channel, marketing_only],
+        f"SELECT sender, subscriber_id, message_key FROM ledger WHERE {among(people)}"
+        " AND channel = ? AND state = 'leased' AND (kind = 'marketing' OR NOT ?) ORDER BY ALL",
+        [channel, marketing_only],
     )
     refs: dict[str, list[tuple[int, int]]] = {}
-    for sender, message_key in leased:
+    for sender, person, message_key in leased:
         refs.setdefault(sender, []).append((person, message_key))
-    return tuple(Push(sender, "revoke", (tuple(held),)) for sender, held in refs.items())
+    return tuple(Push(sender, "revoke", (None, tuple(held))) for sender, held in refs.items())
+
+
+def among(people: Sequence[int]) -> str:
+    """A condition that lets DuckDB use its index on the person: ids as integer constants."""
+    return f"subscriber_id IN ({', '.join(str(int(person)) for person in people)})"
 
 
 def _consent(
@@ -297,51 +211,14 @@ def _consent(
     return [change, recorded("consent_changed", people, said, context.now, context.random)]
 
 
-def _standing(
-    database: Database, channel: str, address: str, now: datetime
-) -> tuple[str, datetime | None] | None:
-    found = database.rows(
-        "SELECT reason, expires_at FROM suppressions WHERE channel = ? AND address = ?"
-        " AND (expires_at IS NULL OR expires_at > ?)",
-        [channel, address, now],
-    )
-    return (found[0][0], found[0][1]) if found else None
-
-
-def _outlives(end: datetime | None, other: datetime | None) -> bool:
-    return other is not None and (end is None or end > other)
-
-
-def _suppression_history(
-    command: Suppress | LiftSuppression,
-    person: int | None,
-    address: str,
-    old: tuple[Any, ...] | None,
-    new: str | None,
-    context: Context,
-) -> list[Change]:
-    """An event needs a person who lives here; otherwise the suppression has its row alone."""
-    if person is None:
-        return []
-    said = {
-        "channel": command.channel,
-        "address": address,
-        "old": old and old[0],
-        "new": new,
-        "source": command.source,
-    }
-    people = pa.array([person], pa.int64())
-    return [recorded("suppression_changed", people, said, context.now, context.random)]
-
-
-def _check_word(value: str, allowed: tuple[str, ...], path: str) -> None:
+def check_word(value: str, allowed: tuple[str, ...], path: str) -> None:
     if value not in allowed:
         raise InvalidRequest(
             f"{value!r:.40} is not a {path}", path=path, expected=", ".join(allowed)
         )
 
 
-def _check_text(value: str, path: str) -> None:
+def check_text(value: str, path: str) -> None:
     if not value or len(value) > TEXT_LENGTH_MAX or not value.isprintable():
         raise InvalidRequest(
             f"{path} is empty, too long, or holds control characters",

@@ -41,7 +41,7 @@ def test_an_address_change_over_two_shards():
     claims = change_of_address(person, "New@example.com")
     claimed = claim(owner, claims)
     decision = home.run(TakeIdentities(None, claims, "api", claimed.suppressions))
-    assert decision.pushes == (Push("sender-00", "revoke", (((person, 1),),)),)
+    assert decision.pushes == (Push("sender-00", "revoke", (None, ((person, 1),))),)
     owner.answer(SettleClaims(None, claims, (True,)))
     assert home.rows("SELECT email FROM profiles") == [("New@example.com",)]
     row = ("new@example.com", person, "confirmed")

@@ -40,7 +40,7 @@ def test_unsubscribing_from_all_holds_for_every_topic_now_and_later(shard):
     assert (event["type"], event["campaign_id"], event["message_key"]) == ("unsubscribed", 7, 11)
     assert json.loads(event["properties"])["topic"] == "*"
     assert shard.rows("SELECT type FROM events") == [("unsubscribed",)]
-    assert decision.pushes == (Push("sender-00", "revoke", (((person, 11),),)),)
+    assert decision.pushes == (Push("sender-00", "revoke", (None, ((person, 11),))),)
     assert shard.run(Unsubscribe(None, person, 11, None, "one-click")).changes == ()
 
 
@@ -72,11 +72,11 @@ def test_revocations_go_to_each_sender_and_spare_transactional_mail(shard):
     shard.leased(other, 5)
     pushes = shard.run(Unsubscribe(None, person, None, None, "page")).pushes
     assert pushes == (
-        Push("sender-00", "revoke", (((person, 1),),)),
-        Push("sender-01", "revoke", (((person, 2),),)),
+        Push("sender-00", "revoke", (None, ((person, 1),))),
+        Push("sender-01", "revoke", (None, ((person, 2),))),
     )
     pushes = shard.run(Suppress(None, "email", "A@example.com", "complaint", "fbl")).pushes
-    assert pushes[0].arguments == (((person, 1), (person, 3)),)
+    assert pushes[0].arguments == (None, ((person, 1), (person, 3)))
 
 
 def test_an_alias_is_followed_and_a_stranger_named(shard):
@@ -102,7 +102,7 @@ def test_a_suppression_is_by_compared_address_and_not_weakened(shard):
         Suppress(None, "email", "a@example.com", "x", "op", None, later)
     ).changed
     assert shard.rows("SELECT address, reason, expires_at FROM suppressions") == [
-        ("a@example.com", "manual", None)
+        ("a@example.com", "hard_bounce", None)
     ]
     assert shard.kinds() == ["suppression_changed"] * 3
 
