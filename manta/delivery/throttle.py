@@ -35,11 +35,20 @@ WAIT_S_MIN = 0.02
 
 
 class Grant(NamedTuple):
-    """Permits, good for ``valid_s`` from the moment of asking; none: ask again in ``wait_s``."""
+    """Permits, good for ``valid_s`` from the moment of asking; none: ask again in ``wait_s``.
+
+    ``without``: campaigns that must not be leased for these permits. ``warming``: the source is
+    cold and its pool has a warm member, so lease the engaged only. ``bounces``: (campaign, or 0 for
+    all; cause): what is waiting fails with this cause and never reaches the network. Where 0 is
+    among them the permits count nowhere and must not come back as unused.
+    """
 
     permits: int
     valid_s: float
     wait_s: float
+    without: tuple[int, ...] = ()
+    warming: bool = False
+    bounces: tuple[tuple[int, str], ...] = ()
 
 
 class Connections(NamedTuple):
@@ -48,6 +57,7 @@ class Connections(NamedTuple):
     held: int
     valid_s: float
     messages_per_connection: int
+    tls: str = "opportunistic"  # of a direct source: what the shaping file says of the site
 
 
 NO_GRANT = Grant(0, 0.0, 1.0)

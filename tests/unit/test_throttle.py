@@ -29,7 +29,7 @@ def throttle(empty_at_s=None, lanes=None, **limits):
 
 def test_permits_up_to_the_burst_then_at_the_rate():
     t = throttle()
-    assert t.grant("s0", LANE, 200, 0.0) == (50, PERMIT_VALID_S, pytest.approx(0.01))
+    assert t.grant("s0", LANE, 200, 0.0) [:3] == (50, PERMIT_VALID_S, pytest.approx(0.01))
     nothing = t.grant("s1", LANE, 10, 0.0)
     assert nothing.permits == 0 and 0 < nothing.wait_s <= 0.02
     assert t.grant("s1", LANE, 10, 0.1).permits == 10
@@ -54,8 +54,8 @@ def test_a_lane_has_limits_of_its_own_below_its_source():
     t = throttle(lanes={OTHER: Limits(1.0, 2, 1, 20)})
     assert t.grant("s0", OTHER, 10, 0.0).permits == 2
     assert t.grant("s0", LANE, 100, 0.0).permits == 48
-    assert t.hold("s0", OTHER, 5, 0.0) == (1, CONNECTION_VALID_S, 20)
-    assert t.hold("s0", LANE, 50, 0.0) == (9, CONNECTION_VALID_S, 1000)
+    assert t.hold("s0", OTHER, 5, 0.0) [:3] == (1, CONNECTION_VALID_S, 20)
+    assert t.hold("s0", LANE, 50, 0.0) [:3] == (9, CONNECTION_VALID_S, 1000)
     t.set_limits(OTHER, Limits(0.0, 2, 1), 50.0)
     assert t.grant("s0", OTHER, 10, 60.0).permits == 0
     t.set_limits(OTHER, None, 60.0)
