@@ -106,6 +106,11 @@ class Composer:
         """The person's attributes to put into each row, besides ``email``."""
         return self.mail.attributes
 
+    @property
+    def sending_domain(self) -> str:
+        """The domain of the From address, in lower case: whose reputation is at stake."""
+        return self._id_domain.lower()
+
     def compose(self, row: Mapping[str, Any], ref: MessageRef, now: datetime) -> Composed:
         """The mail for a person.
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ import pyarrow as pa
 from manta.command import Change, Context, Database, Decision, Op, Push
 from manta.delivery.campaign import CampaignPlan
 from manta.delivery.ledger import State, move
+from manta.delivery.outcomes import GREYLISTED, expiry_reason
 from manta.delivery.screening import Wanted, screen
 from manta.delivery.senders import refuse_older, sender_row
 from manta.errors import InvalidRequest
@@ -30,6 +31,7 @@ from manta.schema import ATTRIBUTE_PREFIX
 
 LEASE_ROWS_MAX = 200
 LEASE_CAMPAIGNS_MAX = 8  # one lease looks into so many campaigns of a class at most
+GREYLISTED_OPEN_AFTER = timedelta(hours=1)  # overdue for so long, any source may try
 
 _KEY = ("subscriber_id", "message_key")
 _TIMESTAMP = pa.timestamp("us")
@@ -56,9 +58,11 @@ class Lease:
 
     ``serves`` lists the names (the source and its pools) under which campaigns may have asked for
     this source. ``domains`` are those of the site; None means every domain (a relay), save
-    ``except_domains``. Campaigns in ``without`` are left alone; ``engaged_only`` takes no message
-    of somebody who never acted on one (a source that is being warmed up). The Sender has stored
-    "lease opened" as entry ``journal_sequence`` of its journal before it asks.
+    ``except_domains``. Campaigns in ``without`` are left alone, and with ``only`` all but these;
+    ``engaged_only`` takes no message of somebody who never acted on one (a source that is being
+    warmed up). What was greylisted goes to the source that was told to come back (RFC 6647 §3.2),
+    unless it is overdue by long. The Sender has stored "lease opened" as entry
+    ``journal_sequence`` of its journal before it asks.
 
     Answers a ``Grant``; a repeat answers what is still leased under this name, checked again.
     "Nothing" is stored like any grant (see ``senders.confirmation``).
@@ -78,6 +82,7 @@ class Lease:
     except_domains: tuple[str, ...] = ()
     without: tuple[int, ...] = ()
     engaged_only: bool = False
+    only: tuple[int, ...] = ()
 
     @property
     def key(self) -> str | None:
@@ -88,7 +93,11 @@ class Lease:
             raise InvalidRequest("rows per lease", path="limit", expected=f"1 to {LEASE_ROWS_MAX}")
         refuse_older(database, self.sender, self.sender_epoch)
         plans = _running(database, self.serves or (self.source,))
-        plans = {i: plan for i, plan in plans.items() if i not in self.without}
+        plans = {
+            i: plan
+            for i, plan in plans.items()
+            if i not in self.without and (not self.only or i in self.only)
+        }
         row_ids, more = self._candidates(database, context.now, list(plans.values()))
         rows = database.table(f"{_ROWS} WHERE rowid IN (SELECT unnest(?))", [row_ids])
         rows = _in_order_of(rows, row_ids)
@@ -127,8 +136,11 @@ class Lease:
         return chosen[: self.limit], len(chosen) > self.limit
 
     def _due(self, database: Database, now: datetime, campaign_id: int) -> list[int]:
-        due = "FROM ledger WHERE due_at <= ? AND campaign_id = ?"
-        params: list[Any] = [now, campaign_id]
+        due = (
+            "FROM ledger WHERE due_at <= ? AND campaign_id = ?"
+            f" AND (category IS DISTINCT FROM '{GREYLISTED}' OR source = ? OR due_at <= ?)"
+        )
+        params: list[Any] = [now, campaign_id, self.source, now - GREYLISTED_OPEN_AFTER]
         if self.domains is not None:
             due += " AND domain IN (SELECT unnest(?))"
             params.append(list(self.domains))
@@ -244,9 +256,10 @@ def _sort_out(
     columns = _attribute_columns(database, set(campaigns), plans)
     screened = screen(database, wanted, now, columns)
     expiries = rows.column("expires_at").to_pylist()
+    attempts = rows.column("attempts").to_pylist()
     verdicts = [
-        _verdict(expires_at, refusal, now)
-        for expires_at, refusal in zip(expiries, screened.refusals, strict=True)
+        _verdict(expires_at, tried, refusal, now)
+        for expires_at, tried, refusal in zip(expiries, attempts, screened.refusals, strict=True)
     ]
     old_domains = rows.column("old_domain").to_pylist()
     moved = [
@@ -268,11 +281,11 @@ def _sort_out(
 
 
 def _verdict(
-    expires_at: datetime | None, refusal: str | None, now: datetime
+    expires_at: datetime | None, attempts: int, refusal: str | None, now: datetime
 ) -> tuple[State, str] | None:
     """Where a row goes that may not be sent: (state, reason); None where it may."""
     if expires_at is not None and expires_at <= now:
-        return State.EXPIRED, "expired before it was sent"
+        return State.EXPIRED, expiry_reason(attempts)
     if refusal is not None:
         return State.SUPPRESSED, refusal
     return None

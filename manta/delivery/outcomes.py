@@ -15,6 +15,7 @@ import pyarrow as pa
 
 REPLY_CHARACTERS_MAX = 500
 REASON_CHARACTERS_MAX = 100
+GREYLISTED = "Greylisted"  # a category: come back later, from the same address (RFC 6647)
 
 
 class OutcomeKind(StrEnum):
@@ -57,6 +58,13 @@ OUTCOME_SCHEMA = pa.schema(
         ("category", pa.string()),
     ]
 )
+
+
+def expiry_reason(attempts: int, trouble: str | None = None) -> str:
+    """Why a message expired; ``trouble``: what kept it from being delivered at last."""
+    tries = f"{attempts} attempt{'s' if attempts > 1 else ''}"
+    said = f"expired after {tries}" if attempts else "expired before it was sent"
+    return f"{said}: {trouble}" if trouble else said
 
 
 def outcomes_table(outcomes: Iterable[Outcome]) -> pa.Table:

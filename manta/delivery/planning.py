@@ -14,7 +14,7 @@ it, so that one cancelled campaign of millions does not stop the shard.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from manta.command import Change, Context, Database, Decision, Op, Push
 from manta.delivery.campaign import CampaignPlan, CampaignState, Kind, move_campaign
 from manta.delivery.ledger import State, move
+from manta.delivery.outcomes import REASON_CHARACTERS_MAX, expiry_reason
 from manta.delivery.screening import Wanted, screen
 from manta.errors import Conflict, InvalidRequest, NotFound
 from manta.ids import campaign_message_key, hash64
@@ -33,6 +34,7 @@ from manta.schema import LEDGER
 
 PLAN_ROWS_MAX = 100_000
 SWEEP_ROWS_MAX = 20_000
+MESSAGE_AGE_MAX_H = 72.0  # unless the workspace says otherwise
 SHARD_STATES = (
     CampaignState.RUNNING,
     CampaignState.PAUSED,
@@ -124,13 +126,17 @@ class ExpireRows:
 
     def decide(self, database: Database, context: Context) -> Decision:
         rows = database.table(
-            "SELECT subscriber_id, message_key FROM ledger"
+            "SELECT subscriber_id, message_key, attempts, reason FROM ledger"
             " WHERE due_at IS NOT NULL AND expires_at <= ? LIMIT ?",
             [context.now, self.limit],
         )
         if not rows.num_rows:
             return Decision(0)
-        change = leave_planned(rows, State.EXPIRED, "expired before it was sent", context.now)
+        columns = (rows.column(name).to_pylist() for name in ("attempts", "reason"))
+        texts = [
+            expiry_reason(*each)[:REASON_CHARACTERS_MAX] for each in zip(*columns, strict=True)
+        ]
+        change = leave_planned(rows, State.EXPIRED, pa.array(texts, pa.string()), context.now)
         return Decision(rows.num_rows, (change,))
 
 
@@ -166,7 +172,7 @@ class PlanCampaign:
         marks: dict[str, Any] = {}
         new = page.filter(is_new)
         if new.num_rows:
-            rows = plan_rows(database, context.now, plan, plan.message_key, new)
+            rows = plan_rows(database, context, plan, plan.message_key, new)
             changes.append(Change("ledger", Op.UPSERT, rows))
             states += rows.column("state").to_pylist()
             marks["planned_rows"] = known.planned_rows + new.num_rows
@@ -239,7 +245,7 @@ class EnqueueMessage:
             raise Conflict(f"campaign {self.campaign_id} is {known.state}", path="campaign_id")
         people = pa.table({"subscriber_id": pa.array([self.subscriber_id], pa.int64())})
         alone = _Alone(self.due_at, self.expires_at, self.send_to)
-        rows = plan_rows(database, context.now, plan, message_key, people, alone)
+        rows = plan_rows(database, context, plan, message_key, people, alone)
         state, reason = rows.column("state")[0].as_py(), rows.column("reason")[0].as_py()
         if reason == "unknown_person":
             raise NotFound(f"no person {self.subscriber_id}", path="subscriber_id")
@@ -290,23 +296,29 @@ def _campaign_row(campaign_id: int, **values: Any) -> Change:
 
 def plan_rows(
     database: Database,
-    now: datetime,
+    context: Context,
     plan: CampaignPlan,
     message_key: int,
     people: pa.Table,
     alone: _Alone = _AS_PLANNED,
 ) -> pa.Table:
-    """Complete new ledger rows for people without one, screened."""
-    count = people.num_rows
+    """Complete new ledger rows for people without one, screened.
+
+    Each has an end: what is not delivered ``message_age_max_h`` after it was due expires.
+    """
+    count, now = people.num_rows, context.now
     ids = people.column("subscriber_id").to_pylist()
     kind = str(plan.kind)
     wanted = [Wanted(person, kind, plan.channel, plan.topic, alone.send_to) for person in ids]
     screened = screen(database, wanted, now)
     refusals = pa.array(screened.refusals, pa.string())
     allowed = pc.is_null(refusals)
-    due = pa.scalar(alone.due_at or plan.due_at, pa.timestamp("us"))
-    ends = [at for at in (alone.expires_at, plan.expires_at) if at is not None]
-    expires_at = pa.scalar(min(ends, default=None), pa.timestamp("us"))
+    due_at = alone.due_at or plan.due_at
+    due = pa.scalar(due_at, pa.timestamp("us"))
+    age_max = timedelta(hours=context.settings.get("message_age_max_h", MESSAGE_AGE_MAX_H))
+    too_old = max(due_at, now) + age_max  # not before it has been planned
+    ends = [at for at in (alone.expires_at, plan.expires_at, too_old) if at is not None]
+    expires_at = pa.scalar(min(ends), pa.timestamp("us"))
     instant = pa.scalar(now, pa.timestamp("us"))
     columns = {
         "subscriber_id": people.column("subscriber_id"),
@@ -349,10 +361,11 @@ def _engaged_at(database: Database, people: list[int]) -> pa.Array:
     return pc.floor_temporal(instants, unit="month")
 
 
-def leave_planned(rows: pa.Table, state: State, reason: str, now: datetime) -> Change:
-    """Move planned rows (their keys) on to a final state."""
+def leave_planned(rows: pa.Table, state: State, reason: str | pa.Array, now: datetime) -> Change:
+    """Move planned rows (their keys) on to a final state; one reason, or one for each."""
     move(State.PLANNED, state)
     count = rows.num_rows
+    reasons = pa.repeat(reason, count) if isinstance(reason, str) else reason
     return Change(
         "ledger",
         Op.UPSERT,
@@ -361,7 +374,7 @@ def leave_planned(rows: pa.Table, state: State, reason: str, now: datetime) -> C
                 "subscriber_id": rows.column("subscriber_id"),
                 "message_key": rows.column("message_key"),
                 "state": pa.repeat(str(state), count),
-                "reason": pa.repeat(reason, count),
+                "reason": reasons,
                 "due_at": pa.nulls(count, pa.timestamp("us")),
                 "changed_at": pa.repeat(pa.scalar(now, pa.timestamp("us")), count),
             }

@@ -1,9 +1,11 @@
 """When to try again: a message that was deferred, and a lane that cannot be connected.
 
-A deferred message waits exponentially longer, so often that it is given up after 4 to 5 days (RFC
-5321 §4.5.4.1); the wait is jittered, so that what was deferred together does not come back
-together. A lane whose connections fail one after another
-pauses as a whole: its messages are not touched, no attempt of theirs is used up.
+A deferred message waits exponentially longer until it expires: at the end of its time, which its
+ledger row has, or after so many attempts that 4 to 5 days have passed (RFC 5321 §4.5.4.1). The wait
+is jittered, so that what was deferred together does not come back together. A greylister wants to
+be asked again soon (RFC 6647 §4.2: a few minutes), so its first two refusals wait shortly. A lane
+whose connections fail one after another pauses as a whole: its messages are not touched, no attempt
+of theirs is used up.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from random import Random
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """Of a deferred message. The defaults give up after 4 to 5 days.
+    """Of a deferred message. The defaults end after 4 to 5 days.
 
     ``jitter`` is the greatest part by which a wait is shortened or lengthened.
     """
@@ -24,6 +26,8 @@ class RetryPolicy:
     wait_s_max: float = 4 * 3600.0
     jitter: float = 0.25
     attempts_max: int = 32
+    greylisted_wait_s: float = 5 * 60.0
+    greylisted_attempts: int = 2  # so many wait so; who refuses again is no usual greylister
 
     def __post_init__(self) -> None:
         if not (
@@ -37,13 +41,15 @@ class RetryPolicy:
                 "attempts_max >= 1"
             )
 
-    def wait_s(self, attempts: int, random: Random) -> float | None:
+    def wait_s(self, attempts: int, random: Random, *, is_greylisted: bool = False) -> float | None:
         """Seconds until the next try of a message that has been tried ``attempts`` (≥ 1) times.
 
-        ``None``: it has been tried often enough. That it expires first is for its ledger to say.
+        ``None``: it has been tried often enough.
         """
         if attempts >= self.attempts_max:
             return None
+        if is_greylisted and attempts <= self.greylisted_attempts:
+            return jittered(self.greylisted_wait_s, self.jitter, random)
         doublings = min(attempts - 1, 64)
         wait_s = min(self.first_wait_s * self.factor**doublings, self.wait_s_max)
         return jittered(wait_s, self.jitter, random)

@@ -29,6 +29,7 @@ from manta.delivery.outcomes import (
     REPLY_CHARACTERS_MAX,
     Outcome,
     OutcomeKind,
+    expiry_reason,
     outcomes_of,
 )
 from manta.delivery.senders import confirmation, refuse_older, sender_row, told_of
@@ -248,7 +249,11 @@ def land(row: _Row, outcome: Outcome, campaign: _Campaign, now: datetime) -> _La
         return _Landing(row, outcome, new, outcome.reason, None, row.attempts)
     if state not in (State.LEASED, State.ORPHANED):
         return None
-    attempts = row.attempts + (kind not in (OutcomeKind.RETURNED, OutcomeKind.EXPIRED))
+    # What expires with a reply was refused for the last time; without one it was never sent.
+    was_tried = kind is not OutcomeKind.RETURNED and (
+        kind is not OutcomeKind.EXPIRED or outcome.reply_code > 0
+    )
+    attempts = row.attempts + was_tried
     if kind in (OutcomeKind.RETURNED, OutcomeKind.DEFERRED):
         due_at = max(outcome.due_at or now, now)
         return _replan(row, outcome, move(state, State.PLANNED), campaign, due_at, attempts, now)
@@ -274,7 +279,7 @@ def _replan(
         cancelled = move(state, State.CANCELLED)
         return _Landing(row, outcome, cancelled, "campaign cancelled", None, attempts)
     if row.expires_at is not None and row.expires_at <= max(due_at, now):
-        reason = outcome.reason or "expired before it was sent"
+        reason = expiry_reason(attempts, outcome.reason)
         return _Landing(row, outcome, move(state, State.EXPIRED), reason, None, attempts)
     return _Landing(row, outcome, state, outcome.reason, due_at, attempts)
 

@@ -35,6 +35,7 @@ from tests.unit.people_shard import START
 
 ACCEPTED, DEFERRED, FAILED = OutcomeKind.ACCEPTED, OutcomeKind.DEFERRED, OutcomeKind.FAILED
 UNCERTAIN, RETURNED = OutcomeKind.UNCERTAIN, OutcomeKind.RETURNED
+EXPIRED = OutcomeKind.EXPIRED
 
 
 # -- granting --------------------------------------------------------------------------------------
@@ -244,7 +245,43 @@ def test_a_deferral_beyond_the_expiry_expires() -> None:
     (ref,) = refs(shard.lease())
     due_at = shard.now + timedelta(days=3)
     shard.settle(1, shard.outcome(ref, DEFERRED, reason="greylisted", due_at=due_at))
-    assert (shard.row(1)["state"], shard.row(1)["reason"]) == ("expired", "greylisted")
+    row = shard.row(1)
+    assert (row["state"], row["attempts"]) == ("expired", 1)
+    assert row["reason"] == "expired after 1 attempt: greylisted"
+
+
+def test_an_expiry_keeps_what_the_server_said_last() -> None:
+    shard = SendingShard(1)
+    shard.start()
+    (ref,) = refs(shard.lease())
+    said = {"reply_code": 451, "reply": "4.7.1 later", "bounce_class": "soft", "category": "X"}
+    shard.settle(1, shard.outcome(ref, EXPIRED, reason="expired after 1 attempt: x", **said))
+    row = shard.row(1)
+    assert (row["state"], row["attempts"]) == ("expired", 1)
+    assert {name: row[name] for name in said} == said
+
+
+def test_what_was_greylisted_waits_an_hour_for_the_source_that_was_told_to_come_back() -> None:
+    shard = SendingShard(1)
+    shard.start(plan(source="pool"))
+    (ref,) = refs(shard.lease(1, source="mx-a", serves=("pool",)))
+    told = {"reply_code": 450, "reply": "greylisted", "category": "Greylisted", "source": "mx-a"}
+    due_at = shard.now + timedelta(minutes=5)
+    shard.settle(1, shard.outcome(ref, DEFERRED, due_at=due_at, **told))
+    shard.now = due_at + timedelta(minutes=1)
+    assert not refs(shard.lease(2, source="mx-b", serves=("pool",)))
+    assert refs(shard.lease(3, source="mx-a", serves=("pool",))) == [ref]
+    shard.settle(3, shard.outcome(ref, DEFERRED, due_at=shard.now, **told))
+    shard.now += timedelta(minutes=61)
+    assert refs(shard.lease(4, source="mx-b", serves=("pool",))) == [ref]
+
+
+def test_a_lease_may_name_its_campaigns() -> None:
+    shard = SendingShard(2)
+    shard.start()
+    assert not refs(shard.lease(1, only=(99,)))
+    assert not refs(shard.lease(2, without=(7,)))
+    assert len(refs(shard.lease(3, only=(7,)))) == 2
 
 
 @pytest.mark.parametrize("wrong", ["columns", "kind", "twice"])

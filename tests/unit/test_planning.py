@@ -17,6 +17,7 @@ from manta.delivery.planning import (
     SetCampaign,
     SweepCampaign,
 )
+from manta.delivery.troubles import NoteTrouble
 from manta.errors import Conflict, InvalidRequest, NotFound
 from tests.unit.delivery_shard import CAMPAIGN, SENDER, SendingShard, plan
 from tests.unit.people_shard import START
@@ -174,3 +175,37 @@ def test_rows_expire() -> None:
     shard.pass_time(days=2)
     assert shard.answer(ExpireRows()) == 2
     assert shard.states() == {1: "expired", 2: "expired"}
+
+
+def test_every_row_expires_at_the_greatest_age_unless_the_campaign_ends_before() -> None:
+    shard = SendingShard(1)
+    shard.start(plan(expires_at=None))
+    assert shard.row(1)["expires_at"] == START + timedelta(hours=72)
+    late = SendingShard(1)
+    late.now = START + timedelta(days=30)  # planned long after it was due
+    late.start(plan(expires_at=None))
+    assert late.row(1)["expires_at"] == late.now + timedelta(hours=72)
+    early = SendingShard(1)
+    early.start(plan(expires_at=START + timedelta(hours=1)))
+    assert early.row(1)["expires_at"] == START + timedelta(hours=1)
+
+
+def test_what_never_could_be_attempted_expires_with_the_trouble_of_its_lane() -> None:
+    shard = SendingShard(4)
+    shard.start(plan(expires_at=None))
+    note = NoteTrouble(("mx-a",), "no connection: mx.d1.example does not answer", ("d1.example",))
+    assert shard.answer(note) == 2 and shard.answer(note) == 0
+    assert shard.answer(NoteTrouble(("elsewhere",), "x")) == 0
+    shard.now += timedelta(hours=73)
+    assert shard.answer(ExpireRows()) == 4
+    reasons = [shard.row(i)["reason"] for i in (1, 2)]
+    assert reasons == [
+        "expired before it was sent: no connection: mx.d1.example does not answer",
+        "expired before it was sent",
+    ]
+
+
+def test_a_note_on_all_domains_but_some_leaves_those_alone() -> None:
+    shard = SendingShard(4)
+    shard.start()
+    assert shard.answer(NoteTrouble(("mx-a",), "x", None, ("d1.example",))) == 2
