@@ -229,6 +229,8 @@ def suppressing(
     database: Database, context: Context, wanted: Sequence[Wanted], channel: str = "email"
 ) -> Suppressing:
     """The changes and pushes of suppressions, as parts of some command's decision."""
+    if not wanted:
+        return Suppressing((), (), {})
     before = standing_stops(database, channel, [want.address for want in wanted], context.now)
     stops, news = dict(before), {}
     for want in wanted:
