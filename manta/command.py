@@ -36,6 +36,8 @@ class Database(Protocol):
 
     def table(self, sql: str, params: Sequence[Any] = (), **tables: pa.Table) -> pa.Table: ...
 
+    def columns(self, table: str) -> Mapping[str, str]: ...
+
 
 class Op(StrEnum):
     UPSERT = "upsert"  # rows by key; columns that are not given keep their value, or are NULL

@@ -39,12 +39,17 @@ ATTRIBUTES_MAX = 500
 
 @dataclass(frozen=True)
 class Table:
-    """A table: columns in order as (name, DuckDB type); ``key`` empty for append-only tables."""
+    """A table: columns in order as (name, DuckDB type); ``key`` empty for append-only tables.
+
+    ``born`` is the column that every new row brings with it, where there is one: rows without it
+    are most likely there already.
+    """
 
     name: str
     columns: tuple[tuple[str, str], ...]
     key: tuple[str, ...] = ()
     has_attributes: bool = False
+    born: str = ""
 
     @property
     def column_names(self) -> tuple[str, ...]:
@@ -157,6 +162,7 @@ LEDGER = Table(
         ("send_to", "VARCHAR"),  # of a test: the address that gets it in the person's place
     ),
     key=("subscriber_id", "message_key"),
+    born="planned_at",
 )
 # Which incarnation of a Sender may still lease.
 SENDERS = Table(

@@ -5,10 +5,12 @@ One thread writes: ``begin``, then for each command its reads and ``apply`` of i
 what is committed. Nothing here is durable: the journal is, and ``apply`` is also how it is
 replayed, so that a crash costs nothing but a reload.
 
-A DuckDB statement costs about a millisecond to plan whatever it touches. So applied rows wait in
+A DuckDB statement costs most of a millisecond to plan whatever it touches. So applied rows wait in
 memory until the end of the group or until a statement names their table, and neighbouring changes
 of one table are written by one statement. That is safe since ``prepare`` has checked everything
-about the rows that the database could refuse: it raises before the transaction is touched.
+about the rows that the database could refuse: it raises before the transaction is touched. For the
+same reason statements are parsed once, rows to write come through views that stay (``_Slot``), and
+what was read of the small tables that every decision asks about is remembered until they change.
 """
 
 from __future__ import annotations
@@ -56,6 +58,9 @@ _ATTRIBUTE_WORDS = {sql: kind.value for kind, sql in SQL_TYPES.items()}
 _MENTION = re.compile(r"\b(" + "|".join(TABLES) + r")\b", re.IGNORECASE)
 _READ = re.compile(r"\s*(SELECT|WITH|FROM|VALUES|EXPLAIN|DESCRIBE|SUMMARIZE)\b", re.IGNORECASE)
 _INDEXES = {"events": {"events_of_subscriber": "subscriber_id"}}
+# Tables of some rows that hardly change and that most decisions read.
+_REMEMBERED = frozenset({"campaigns", "senders"})
+_PARSED_MAX = 512  # statements, of which one is parsed; views of as many forms of rows; answers
 _DATABASE = "shard"
 _NEVER = "1TB"  # changes until a checkpoint
 # A folder like `shard=000` is no column of the files in it.
@@ -82,6 +87,7 @@ class Reader:
 
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
         self._connection = connection
+        self._parsed: dict[str, duckdb.Statement] = {}
 
     def rows(
         self, sql: str, params: Sequence[Any] = (), **tables: pa.Table
@@ -89,14 +95,22 @@ class Reader:
         """The rows of a query as Python tuples; Arrow ``tables`` stand under their names."""
         self._before(sql)
         with self._registered(tables):
-            result: list[tuple[Any, ...]] = self._connection.execute(sql, list(params)).fetchall()
+            done = self._connection.execute(self._statement(sql), list(params))
+            result: list[tuple[Any, ...]] = done.fetchall()
             return result
 
     def table(self, sql: str, params: Sequence[Any] = (), **tables: pa.Table) -> pa.Table:
         """The rows of a query as an Arrow table."""
         self._before(sql)
         with self._registered(tables):
-            return self._connection.sql(sql, params=list(params)).to_arrow_table()
+            return self._connection.sql(self._statement(sql), params=list(params)).to_arrow_table()
+
+    def columns(self, table: str) -> dict[str, str]:
+        """Column name → DuckDB type, attributes included."""
+        if table not in TABLES:
+            raise ValueError(f"no table {table!r:.40}")
+        found = self._connection.execute(f"DESCRIBE {table}").fetchall()
+        return {name: sql_type for name, sql_type, *_ in found}
 
     def pin(self) -> None:
         """Hold on to what is committed now: all later reads of this cursor see just that."""
@@ -108,7 +122,18 @@ class Reader:
         self._connection.interrupt()
 
     def close(self) -> None:
+        self._parsed.clear()
         self._connection.close()
+
+    def _statement(self, sql: str) -> duckdb.Statement:
+        """The one statement of a text, parsed the first time only."""
+        statement = self._parsed.get(sql)
+        if statement is None:
+            (statement,) = self._connection.extract_statements(sql)
+            if len(self._parsed) >= _PARSED_MAX:
+                self._parsed.clear()
+            self._parsed[sql] = statement
+        return statement
 
     def _before(self, sql: str) -> None:
         _mentioned(sql)
@@ -130,6 +155,18 @@ class Reader:
                     self._connection.unregister(name)
                 except duckdb.Error:
                     pass  # the transaction is aborted; its rollback takes the view with it
+
+
+class _Slot:
+    """What a view reads: the rows that lie here when a statement runs. Registering a view anew for
+    each statement would cost more than most of them."""
+
+    def __init__(self, rows: pa.Table) -> None:
+        self.rows: pa.Table | None = rows
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        assert self.rows is not None, "nothing lies in the slot"
+        return self.rows.__arrow_c_stream__(requested_schema)
 
 
 class ShardDatabase(Reader):
@@ -157,7 +194,10 @@ class ShardDatabase(Reader):
         self._types = {name: dict(table.columns) for name, table in TABLES.items()}
         self._types_before = dict(self._types["profiles"])
         self._waiting: dict[str, list[Change]] = {}
-        self._statements: dict[tuple[Any, ...], str] = {}
+        self._slots: dict[pa.Schema, tuple[str, _Slot]] = {}  # of rows with these columns
+        self._answers: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
+        #: What decisions found out and may use again if they check it: lost at any time.
+        self.hints: dict[Any, Any] = {}
         self._cursors = threading.Lock()
         self._locked = False
         self._indexed = True
@@ -179,6 +219,8 @@ class ShardDatabase(Reader):
 
     def rollback(self) -> None:
         self._waiting.clear()
+        self._answers.clear()
+        self._slots.clear()  # a view goes with the transaction that made it
         self._types["profiles"] = self._types_before
         self._connection.rollback()
 
@@ -203,6 +245,8 @@ class ShardDatabase(Reader):
             for name in change.rows.column_names:
                 if name not in self._types[change.table]:
                     self._add_attribute(name, change.rows.schema.field(name).type)
+            if change.table in _REMEMBERED:
+                self._answers.clear()
             self._waiting.setdefault(change.table, []).append(change)
 
     def write_waiting(self, tables: Iterable[str] | None = None) -> None:
@@ -212,6 +256,22 @@ class ShardDatabase(Reader):
             if changes:
                 for change in _merge(changes):
                     self._write(change)
+
+    def rows(
+        self, sql: str, params: Sequence[Any] = (), **tables: pa.Table
+    ) -> list[tuple[Any, ...]]:
+        """As ``Reader.rows``, and from memory while the tables asked about are the same."""
+        touched = _mentioned(sql)
+        if not touched or not touched <= _REMEMBERED:
+            return super().rows(sql, params, **tables)
+        asked = (sql, *(tuple(p) if isinstance(p, list) else p for p in params))
+        answer = self._answers.get(asked)
+        if answer is None:
+            answer = super().rows(sql, params, **tables)
+            if len(self._answers) >= _PARSED_MAX:
+                self._answers.clear()
+            self._answers[asked] = answer
+        return list(answer)
 
     # -- around the transactions ----------------------------------------------------------------
 
@@ -303,6 +363,7 @@ class ShardDatabase(Reader):
 
     def drop(self, table: str, where: str, params: Sequence[Any]) -> None:
         """Take rows out of memory, in a transaction of its own; not a change of the state."""
+        self._answers.clear()
         self._connection.begin()
         self._connection.execute(f"DELETE FROM {table} WHERE {where}", list(params))
         self._connection.commit()
@@ -312,7 +373,8 @@ class ShardDatabase(Reader):
         return dict(self._types[table])
 
     def close(self) -> None:
-        self._connection.close()
+        super().close()
+        self._slots.clear()
         self._root.close()
 
     def row_counts(self) -> dict[str, int]:
@@ -436,14 +498,19 @@ class ShardDatabase(Reader):
             if rows.num_rows:
                 self._insert(Change(change.table, Op.INSERT, rows))
             return
-        if (
-            change.op is Op.UPSERT
-            and change.rows.num_rows == 1
-            and len(TABLES[change.table].key) == 1
-        ):
+        table = TABLES[change.table]
+        if change.op is Op.UPSERT and change.rows.num_rows == 1 and len(table.key) == 1:
             self._upsert_one(change)
             return
-        self._run((change.table, change.op, tuple(change.rows.column_names)), change.rows)
+        if (
+            change.op is Op.UPSERT
+            and table.born
+            and table.born not in change.rows.column_names
+            and self._run(_update(change.table, change.rows.column_names), change.rows)
+            == change.rows.num_rows
+        ):
+            return  # all were there, and this costs a third of ``ON CONFLICT``
+        self._run(_write(change.table, change.op, change.rows.column_names), change.rows)
 
     def _upsert_one(self, change: Change) -> None:
         """One row by a key that an index finds: a third of what ``ON CONFLICT`` costs to plan."""
@@ -464,14 +531,28 @@ class ShardDatabase(Reader):
             self._connection.execute(sql, [at, *values])
 
     def _insert(self, change: Change) -> None:
-        self._run((change.table, Op.INSERT, tuple(change.rows.column_names)), change.rows)
+        self._run(_write(change.table, Op.INSERT, change.rows.column_names), change.rows)
 
-    def _run(self, what: tuple[str, Op, tuple[str, ...]], rows: pa.Table) -> None:
-        sql = self._statements.get(what)
-        if sql is None:
-            sql = self._statements[what] = _statement(*what)
-        with self._registered({"_rows": rows}):
-            self._connection.execute(sql)
+    def _run(self, sql: str, rows: pa.Table) -> int:
+        """Run a statement that writes ``rows``, named ``{rows}`` in it; how many it wrote."""
+        name, slot = self._slot(rows)
+        try:
+            done = self._connection.execute(self._statement(sql.format(rows=name)))
+            return int(done.fetchall()[0][0])
+        finally:
+            slot.rows = None
+
+    def _slot(self, rows: pa.Table) -> tuple[str, _Slot]:
+        """The view through which statements see rows with these columns, filled with these."""
+        found = self._slots.get(rows.schema)
+        if found is not None:
+            found[1].rows = rows
+            return found
+        if len(self._slots) >= _PARSED_MAX:
+            self._slots.clear()
+        found = self._slots[rows.schema] = (f"_rows_{len(self._slots)}", _Slot(rows))
+        self._connection.register(*found)
+        return found
 
 
 def connect(config: dict[str, str]) -> duckdb.DuckDBPyConnection:
@@ -505,18 +586,28 @@ def _create(table: Table) -> str:
     return f"CREATE TABLE {table.name} ({', '.join(columns)})"
 
 
-def _statement(name: str, op: Op, columns: tuple[str, ...]) -> str:
-    """The statement that writes ``_rows`` with these columns. All names are the schema's own."""
+def _write(name: str, op: Op, columns: Sequence[str]) -> str:
+    """The statement that writes ``{rows}`` with these columns. All names are the schema's own."""
     key, listed = TABLES[name].key, ", ".join(columns)
-    insert = f"INSERT INTO {name} ({listed}) SELECT {listed} FROM _rows"
+    insert = f"INSERT INTO {name} ({listed}) SELECT {listed} FROM {{rows}}"
     if op is Op.INSERT:
         return insert
     if op is Op.DELETE:
-        match = " AND ".join(f"{name}.{column} = _rows.{column}" for column in key)
-        return f"DELETE FROM {name} USING _rows WHERE {match}"
+        return f"DELETE FROM {name} USING {{rows}} _rows WHERE {_same_key(name)}"
     sets = ", ".join(f"{column} = excluded.{column}" for column in columns if column not in key)
     action = f"UPDATE SET {sets}" if sets else "NOTHING"
     return f"{insert} ON CONFLICT ({', '.join(key)}) DO {action}"
+
+
+def _update(name: str, columns: Sequence[str]) -> str:
+    """The statement that updates the rows that are there already."""
+    key = TABLES[name].key
+    sets = ", ".join(f"{column} = _rows.{column}" for column in columns if column not in key)
+    return f"UPDATE {name} SET {sets} FROM {{rows}} _rows WHERE {_same_key(name)}"
+
+
+def _same_key(name: str) -> str:
+    return " AND ".join(f"{name}.{column} = _rows.{column}" for column in TABLES[name].key)
 
 
 def _check_key(table: Table, rows: pa.Table) -> None:
