@@ -70,10 +70,15 @@ class Pool:
 
 @dataclass(frozen=True)
 class DnsSettings:
-    """``servers``: ``address`` or ``address:port``; none: those of the system."""
+    """``servers``: ``address`` or ``address:port``; none: those of the system.
+
+    ``private_addresses``: mail may go to exchangers in private networks and on this machine; else
+    what a stranger's DNS says cannot reach them.
+    """
 
     servers: tuple[str, ...] = ()
     timeout_s: float = 5.0
+    private_addresses: bool = False
 
 
 @dataclass(frozen=True)

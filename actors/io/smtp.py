@@ -1,61 +1,53 @@
-"""SMTP on real sockets: a connection is opened by aiosmtplib and then driven by our own machine.
+"""Opening SMTP connections: to a relay that takes all our mail, or to the exchangers of a site.
 
-aiosmtplib does what happens once a connection: greeting, EHLO, STARTTLS, AUTH. Then its transport
-changes hands (``set_protocol``) and ``manta.delivery.transaction`` decides every byte; here are
-only the socket, the clock and the limits. A burst costs one future and one timer, whatever its
-length.
+What a server or the network does is never an exception here: there is a connection, or a ``Reply``
+that says why there is none (``not_sent``).
 
-Every wait has an end: a reply must be complete within the time of its command, counted from the
-last complete reply and not from the last byte, so that a server which drips gains nothing; a block
-of content must be taken within its time; a burst as a whole has a deadline. A connection on which
-anything went wrong is closed and never used again.
+A ``DirectConnector`` remembers, bounded and for a time, at which hosts TLS is broken and which
+addresses did not answer; a crash forgets it, and costs a few slow connections.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import ipaddress
 import socket
-import ssl
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import cast
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from itertools import groupby
+from random import Random
 
-import aiosmtplib
-
-from manta.delivery.replies import Reply, Verdict, printable, reason_of
-from manta.delivery.transaction import Envelope, Offers, Step, Transactions
-from manta.errors import InvalidRequest
+from actors.io.connection import SmtpConnection, SmtpLimits
+from actors.io.opening import (
+    FAULTS,
+    BrokenTls,
+    Way,
+    any_certificate,
+    connected_socket,
+    no_connection,
+    open_connection,
+    refusal_of,
+    verifying,
+)
+from manta.delivery.lanes import Lane, Site
+from manta.delivery.replies import Reply, printable
+from manta.delivery.sites import Route
+from manta.errors import InvalidRequest, RetryableError
 from manta.settings import EgressSource
 
+__all__ = ["DirectConnector", "SmtpConnection", "SmtpConnector", "SmtpLimits"]
+
 TLS_MODES = ("none", "opportunistic", "required", "implicit")
-_SLICE_BYTES = 65_536
+SITE_TLS_MODES = ("none", "opportunistic", "required", "verified")
+ADDRESSES_TRIED_MAX = 6  # in one attempt to connect to a site
+CLEAR_FOR_S = 3_600.0  # how long a host's broken TLS is remembered
+AVOIDED_FOR_S = 300.0  # how long an address that did not answer comes last
+REMEMBERED_MAX = 10_000
 
-
-@dataclass(frozen=True)
-class SmtpLimits:
-    """Time limits: from the greeting on those of RFC 5321 §4.5.3.2, which are its minima."""
-
-    connect_s: float = 30.0  # one address
-    banner_s: float = 300.0
-    ehlo_s: float = 300.0  # EHLO, STARTTLS and its handshake, each step of AUTH
-    open_s: float = 330.0  # all of these together
-    mail_s: float = 300.0
-    rcpt_s: float = 300.0
-    data_initial_s: float = 120.0
-    data_block_s: float = 180.0
-    data_termination_s: float = 600.0
-    burst_s: float = 700.0  # a whole burst, however it drips: less than the deadline of a lease
-    quit_s: float = 5.0
-
-    @classmethod
-    def within(cls, lease_deadline_s: float) -> SmtpLimits:
-        """With bursts that end, and are settled, before their lease is taken for abandoned."""
-        return cls(burst_s=min(cls.burst_s, max(1.0, 0.8 * lease_deadline_s - 5.0)))
+Routes = Callable[[Site], Awaitable[Sequence[Route]]]
 
 
 class SmtpConnector:
-    """Opens connections to one relay or host, as its egress source says.
+    """Opens connections to one relay, as its egress source says.
 
     ``tls`` of the source: ``none``; ``opportunistic`` (encrypt if it can be had, whoever it is:
     RFC 7435); ``required`` (STARTTLS with a certificate that is valid for the host); ``implicit``
@@ -77,12 +69,24 @@ class SmtpConnector:
                 expected=", ".join(TLS_MODES),
             )
         self.source = source
-        self._password = password
         self._limits = limits or SmtpLimits()
-        self._context = ssl.create_default_context(cafile=ca_file) if source.tls != "none" else None
-        if self._context is not None and source.tls == "opportunistic":
-            self._context.check_hostname = False
-            self._context.verify_mode = ssl.CERT_NONE
+        self._family = _family_of(source)
+        if source.tls == "none":
+            context = None
+        elif source.tls == "opportunistic":
+            context = any_certificate()
+        else:
+            context = verifying(ca_file or source.ca_file)
+        self._way = Way(
+            source.host,
+            source.ehlo_name,
+            source.tls,
+            context,
+            source.messages_per_connection,
+            self._limits,
+            source.username,
+            password,
+        )
 
     async def connect(self, messages_max: int | None = None) -> SmtpConnection | Reply:
         """A connection ready for transactions, or why there is none (``not_sent``).
@@ -98,331 +102,179 @@ class SmtpConnector:
         try:
             async with asyncio.timeout(self._limits.open_s):
                 try:
-                    return await self._open(encrypt=self.source.tls != "none")
-                except ssl.SSLError:
-                    # Opportunistic security (RFC 7435 §3): broken TLS is no worse than none.
-                    if self.source.tls != "opportunistic":
-                        raise
-                    return await self._open(encrypt=False)
-        except aiosmtplib.SMTPResponseException as refusal:
-            return _no_connection(refusal.code, refusal.message)
-        except TimeoutError as fault:
-            return _no_connection(0, str(fault) or f"not open within {self._limits.open_s:g} s")
-        except (aiosmtplib.SMTPException, OSError, ValueError) as fault:
-            # aiosmtplib was given a socket and does not know the port.
-            text = str(fault).replace(" on port None", f" on port {self.source.port}")
-            return _no_connection(0, text or type(fault).__name__)
+                    return await open_connection(await self._socket(), self._way)
+                except BrokenTls:
+                    return await open_connection(await self._socket(), self._way, encrypt=False)
+        except FAULTS as fault:
+            return refusal_of(fault, self.source.port, self._limits.open_s)
 
-    async def _open(self, encrypt: bool) -> SmtpConnection:
-        source, limits = self.source, self._limits
-        client = aiosmtplib.SMTP(
-            hostname=source.host,
-            local_hostname=source.ehlo_name,
-            use_tls=source.tls == "implicit",
-            start_tls=False,
-            tls_context=self._context,
-            sock=await _connected_socket(source.host, source.port, limits.connect_s),
-        )
-        try:
-            await client.connect(timeout=limits.banner_s)
-            await _greet(client, limits.ehlo_s)
-            if encrypt and source.tls != "implicit":
-                await self._start_tls(client)
-            if source.username:
-                await self._authenticate(client)
-            return _take_over(client, source.messages_per_connection, limits)
-        except BaseException:
-            client.close()
-            raise
-
-    async def _start_tls(self, client: aiosmtplib.SMTP) -> None:
-        if self.source.tls == "opportunistic" and not client.supports_extension("starttls"):
-            return
-        try:
-            await client.starttls(timeout=self._limits.ehlo_s)
-        except aiosmtplib.SMTPResponseException:
-            if self.source.tls != "opportunistic":
-                raise
-            return  # offered and then refused (454): the connection still stands in clear text
-        await _greet(client, self._limits.ehlo_s)  # RFC 3207 §4.2: what was said before is void
-
-    async def _authenticate(self, client: aiosmtplib.SMTP) -> None:
-        """AUTH with one method only: trying a refused password again gets accounts locked."""
-        if self.source.tls != "none" and not client.get_transport_info("sslcontext"):
-            raise aiosmtplib.SMTPException("no encryption, so the password is not sent")
-        methods = {
-            "plain": client.auth_plain,
-            "login": client.auth_login,
-            "cram-md5": client.auth_crammd5,
-        }
-        for name, method in methods.items():
-            if name in client.server_auth_methods:
-                await method(self.source.username, self._password, timeout=self._limits.ehlo_s)
-                return
-        raise aiosmtplib.SMTPException(
-            "the server offers none of AUTH " + ", ".join(methods).upper()
-        )
+    async def _socket(self) -> socket.socket:
+        """A socket connected to the first address of the host that answers."""
+        source = self.source
+        fault: OSError | None = None
+        for family, _, _, _, address in await asyncio.get_running_loop().getaddrinfo(
+            source.host, source.port, family=self._family, type=socket.SOCK_STREAM
+        ):
+            try:
+                return await connected_socket(
+                    family, address, source.source_address, self._limits.connect_s
+                )
+            except OSError as error:
+                fault = error
+        raise fault or OSError(f"{source.host} has no address")
 
 
-async def _connected_socket(host: str, port: int, timeout_s: float) -> socket.socket:
-    """A socket connected to the first address of the host that answers."""
-    loop = asyncio.get_running_loop()
-    fault: OSError | None = None
-    for family, kind, protocol, _, address in await loop.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM
-    ):
-        connection = socket.socket(family, kind, protocol)
-        connection.setblocking(False)
-        try:
-            async with asyncio.timeout(timeout_s):
-                await loop.sock_connect(connection, address)
-            return connection
-        except TimeoutError:
-            connection.close()
-            fault = TimeoutError(f"{address[0]} port {port} did not answer in {timeout_s:g} s")
-        except OSError as error:
-            connection.close()
-            fault = error
-        except BaseException:
-            connection.close()
-            raise
-    raise fault or OSError(f"{host} has no address")
+class DirectConnector:
+    """Opens connections to the exchangers of sites, from one source's address.
 
-
-async def _greet(client: aiosmtplib.SMTP, timeout_s: float) -> None:
-    try:
-        await client.ehlo(timeout=timeout_s)
-    except aiosmtplib.SMTPHeloError as refusal:
-        if refusal.code == 421:
-            raise
-        await client.helo(timeout=timeout_s)
-
-
-def _take_over(client: aiosmtplib.SMTP, messages_max: int, limits: SmtpLimits) -> SmtpConnection:
-    """Takes the open transport away from aiosmtplib."""
-    transport = cast("asyncio.Transport | None", client.transport)
-    if transport is None or transport.is_closing():
-        raise ConnectionResetError("connection lost after the greeting")
-    size = client.esmtp_extensions.get("size", "")
-    connection = SmtpConnection(
-        transport,
-        Offers(
-            pipelining=client.supports_extension("pipelining"),
-            eight_bit=client.supports_extension("8bitmime"),
-            utf8=client.supports_extension("smtputf8"),
-            size=client.supports_extension("size"),
-            size_bytes_max=int(size) if size.isascii() and size.isdigit() else 0,
-        ),
-        messages_max,
-        limits,
-    )
-    transport.set_protocol(connection)
-    return connection
-
-
-class SmtpConnection(asyncio.Protocol):
-    """An open connection, used by one burst at a time.
-
-    ``usable`` says whether another burst may be sent; ``room`` how many messages it may hold.
+    ``routes`` tells a site's exchangers in their order; equally preferred ones, and the addresses
+    of one, are tried in an order that ``random`` decides (RFC 5321 §5.1). An exchanger that does
+    not answer, does not let us in or cannot be encrypted to as it must be is passed over for the
+    next. One attempt ends within ``limits.open_s`` and ``ADDRESSES_TRIED_MAX`` addresses.
     """
 
     def __init__(
-        self, transport: asyncio.Transport, offers: Offers, messages_max: int, limits: SmtpLimits
+        self, source: EgressSource, limits: SmtpLimits, routes: Routes, random: Random
     ) -> None:
-        self.offers = offers
-        self.encrypted = transport.get_extra_info("sslcontext") is not None
-        self._transport = transport
-        self._loop = asyncio.get_running_loop()
+        self.source = source
         self._limits = limits
-        self._messages_max = messages_max
-        self._used = 0
-        self._closed = False
-        self._closed_waiter: asyncio.Future[None] = self._loop.create_future()
-        self._burst: Transactions | None = None
-        self._done: asyncio.Future[None] | None = None
-        self._unwritten = memoryview(b"")
-        self._paused = False
-        self._progress_at_s = 0.0
-        self._burst_until_s = 0.0
-        self._begin_until_s = 0.0
+        self._routes = routes
+        self._random = random
+        self._family = _family_of(source)
+        self._any_certificate = any_certificate()
+        self._verifying = verifying(source.ca_file)
+        self._clear = _Remembered(CLEAR_FOR_S)
+        self._avoided = _Remembered(AVOIDED_FOR_S)
 
-    @property
-    def usable(self) -> bool:
-        return self.is_open and self._burst is None and self.room > 0
+    async def connect(
+        self,
+        lane: Lane,
+        site: Site,
+        tls: str = "opportunistic",
+        messages_max: int | None = None,
+    ) -> SmtpConnection | Reply:
+        """A connection to the site that is ready for transactions, or why there is none.
 
-    @property
-    def is_open(self) -> bool:
-        """Whether nothing has gone wrong on it and neither side has closed it."""
-        return not self._closed
-
-    @property
-    def room(self) -> int:
-        return max(0, self._messages_max - self._used)
-
-    def narrow(self, messages_max: int) -> None:
-        """Lowers the number of messages that the connection may carry."""
-        self._messages_max = min(self._messages_max, messages_max)
-
-    async def send_burst(
-        self, envelopes: Sequence[Envelope], begin_within_s: float = 5.0
-    ) -> list[Reply]:
-        """Sends the messages in order; one outcome for each, in the same order.
-
-        What is not begun within ``begin_within_s`` is ``not_sent``. Never raises for what the
-        server or the network does; a cancelled call closes the connection.
+        ``tls`` of the site: ``none``; ``opportunistic``; ``required`` (whatever the certificate);
+        ``verified`` (a certificate that is valid for the exchanger's name), which an exchanger
+        under an MTA-STS policy needs in any case. The reply is the last one that a server gave, or
+        says what stood in the way of the exchanger that was tried first.
         """
-        if self._burst is not None:
-            raise RuntimeError("the connection is busy with another burst")
-        if self._closed:
-            return [Reply(Verdict.NOT_SENT, 0, "connection is closed", "not sent")] * len(envelopes)
-        burst = Transactions(envelopes, self.offers)
-        now_s = self._loop.time()
-        self._progress_at_s = now_s
-        self._begin_until_s = now_s + begin_within_s
-        self._burst_until_s = now_s + self._limits.burst_s
-        self._burst = burst
-        self._done = self._loop.create_future()
-        timer = None
+        if tls not in SITE_TLS_MODES:
+            raise InvalidRequest(f"no TLS mode {tls!r:.40}", expected=", ".join(SITE_TLS_MODES))
+        if site.refusal:
+            return no_connection(0, site.refusal)
         try:
-            self._write(burst.start())
-            if not burst.finished:
-                timer = _Timer(self)
-                await self._done
-        finally:
-            if timer is not None:
-                timer.cancel()
-            burst.lost("sending was given up", len(self._unwritten))
-            self._used += burst.begun
-            self._burst = self._done = None
-            if burst.broken:
-                self.abort()
-        return cast("list[Reply]", burst.replies)
+            routes = await self._routes(site)
+        except RetryableError as fault:
+            return no_connection(0, str(fault))
+        refusal = no_connection(0, f"no exchanger of {site.name} can be reached from {lane.source}")
+        first = True
+        until_s = asyncio.get_running_loop().time() + self._limits.open_s
+        for route, address in self._order(routes):
+            opened = await self._try(route, address, tls, messages_max, until_s)
+            if isinstance(opened, SmtpConnection):
+                return opened
+            if opened.code or first:
+                refusal, first = opened, False
+            if asyncio.get_running_loop().time() >= until_s:
+                break
+        return refusal
 
-    def stop(self, why: str) -> None:
-        """Lets the present burst begin no further message; those begun go on to their reply."""
-        if self._burst is not None:
-            self._burst.stop(why)
+    def _order(self, routes: Sequence[Route]) -> Iterator[tuple[Route, str]]:
+        """The addresses to try: by preference; those that did not answer lately come last."""
+        order: list[tuple[Route, str]] = []
+        for _, equal in groupby(routes, key=lambda route: route.preference):
+            group = list(equal)
+            self._random.shuffle(group)
+            for route in group:
+                order.extend((route, address) for address in self._addresses(route))
+        now_s = asyncio.get_running_loop().time()
+        order.sort(key=lambda each: self._avoided.has(each[1], now_s))  # a stable sort
+        return iter(order[:ADDRESSES_TRIED_MAX])
 
-    async def quit(self) -> None:
-        """Says goodbye and closes (RFC 5321 §4.1.1.10); waits shortly for the answer."""
-        if not self._closed and self._burst is None:
-            self._transport.write(b"QUIT\r\n")
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._limits.quit_s):
-                    await asyncio.shield(self._closed_waiter)
-        self.abort()
+    def _addresses(self, route: Route) -> list[str]:
+        """Those that the source can reach: of its family; IPv4 first where it says none."""
+        by_family: dict[int, list[str]] = {socket.AF_INET: [], socket.AF_INET6: []}
+        for address in route.addresses:
+            by_family[socket.AF_INET6 if ":" in address else socket.AF_INET].append(address)
+        for addresses in by_family.values():
+            self._random.shuffle(addresses)
+        if self._family:
+            return by_family[self._family]
+        return by_family[socket.AF_INET] + by_family[socket.AF_INET6]
 
-    def abort(self) -> None:
-        """Closes at once."""
-        self._closed = True
-        self._transport.abort()
+    async def _try(
+        self, route: Route, address: str, tls: str, messages_max: int | None, until_s: float
+    ) -> SmtpConnection | Reply:
+        """One address, within half the time of all so that one which drips leaves some."""
+        loop = asyncio.get_running_loop()
+        within_s = min(self._limits.open_s / 2, until_s - loop.time())
+        way = self._way(route, tls, messages_max)
+        try:
+            async with asyncio.timeout(within_s):
+                try:
+                    encrypt = not self._clear.has(route.host, loop.time())
+                    return await open_connection(await self._socket(address), way, encrypt)
+                except BrokenTls:
+                    self._clear.add(route.host, loop.time())
+                    return await open_connection(await self._socket(address), way, encrypt=False)
+        except FAULTS as fault:
+            refusal = refusal_of(fault, self.source.port, within_s)
+            if refusal.code:
+                return refusal
+            self._avoided.add(address, loop.time())
+            return refusal._replace(text=printable(f"{route.host} [{address}]: {refusal.text}"))
 
-    # -- asyncio.Protocol --------------------------------------------------------------------------
-
-    def data_received(self, data: bytes) -> None:
-        burst = self._burst
-        if burst is None or burst.finished:
-            # Unasked for: a 421 before closing, the answer to QUIT, or nonsense. All end it.
-            self._closed = True
-            self._transport.close()
-            return
-        now_s = self._loop.time()
-        if now_s >= self._begin_until_s:
-            burst.stop("not begun in time")
-        received = burst.received
-        out = burst.receive(data)
-        if burst.received != received:
-            self._progress_at_s = now_s
-        if out:
-            self._write(out)
-        if burst.finished:
-            self._finish()
-
-    def pause_writing(self) -> None:
-        self._paused = True
-
-    def resume_writing(self) -> None:
-        self._paused = False
-        self._progress_at_s = self._loop.time()
-        self._write(b"")
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._closed = True
-        if not self._closed_waiter.done():
-            self._closed_waiter.set_result(None)
-        self._give_up(f"connection lost: {exc}" if exc else "server closed the connection")
-
-    # -- inside ------------------------------------------------------------------------------------
-
-    def _write(self, out: bytes) -> None:
-        """Writes as much as the transport takes without piling up: what is held back here is
-        known not to have left."""
-        if not self._unwritten and not self._paused and len(out) <= _SLICE_BYTES:
-            if out:
-                self._transport.write(out)
-            return
-        self._unwritten = memoryview(bytes(self._unwritten) + out if out else self._unwritten)
-        while self._unwritten and not self._paused and not self._closed:
-            part = self._unwritten[:_SLICE_BYTES]
-            self._unwritten = self._unwritten[_SLICE_BYTES:]
-            self._transport.write(part)
-
-    def _finish(self) -> None:
-        if self._done is not None and not self._done.done():
-            self._done.set_result(None)
-
-    def _give_up(self, why: str) -> None:
-        if self._burst is not None:
-            self._burst.lost(why, len(self._unwritten))
-            self._finish()
-
-    def _limit(self) -> tuple[float, str]:
-        """The instant at which waiting ends, and for what."""
-        assert self._burst is not None
-        limits = self._limits
-        if self._unwritten or self._paused:
-            wait_s, what = limits.data_block_s, "the server to take content"
-        else:
-            step = self._burst.waits_for
-            wait_s, what = {
-                Step.MAIL: (limits.mail_s, "the reply to MAIL"),
-                Step.RCPT: (limits.rcpt_s, "the reply to RCPT"),
-                Step.DATA: (limits.data_initial_s, "the reply to DATA"),
-                Step.RESET: (limits.mail_s, "the reply to RSET"),
-            }.get(step, (limits.data_termination_s, "the reply to the message"))
-        until_s = self._progress_at_s + wait_s
-        if until_s > self._burst_until_s:
-            return self._burst_until_s, "the end of the burst"
-        return until_s, what
-
-
-class _Timer:
-    """Watches a burst's limits with one pending call, which moves only when it fires.
-
-    It never sleeps longer than the shortest limit, since another one may apply by then.
-    """
-
-    def __init__(self, connection: SmtpConnection) -> None:
-        self._connection = connection
-        self._loop = connection._loop
-        limits = connection._limits
-        self._sleep_s = min(
-            limits.mail_s, limits.rcpt_s, limits.data_initial_s, limits.data_block_s
+    async def _socket(self, address: str) -> socket.socket:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        where = (address, self.source.port)
+        return await connected_socket(
+            family, where, self.source.source_address, self._limits.connect_s
         )
-        self._handle = self._loop.call_at(connection._limit()[0], self._fire)
 
-    def _fire(self) -> None:
-        until_s, what = self._connection._limit()
-        now_s = self._loop.time()
-        if now_s < until_s:
-            self._handle = self._loop.call_at(min(until_s, now_s + self._sleep_s), self._fire)
-        else:
-            self._connection._give_up(f"gave up waiting for {what}")
+    def _way(self, route: Route, tls: str, messages_max: int | None) -> Way:
+        if route.must_verify:
+            tls = "verified"
+        context = self._verifying if tls == "verified" else self._any_certificate
+        carried = self.source.messages_per_connection
+        return Way(
+            route.host,
+            self.source.ehlo_name,
+            "required" if tls == "verified" else tls,
+            context,
+            carried if messages_max is None else min(carried, messages_max),
+            self._limits,
+        )
 
-    def cancel(self) -> None:
-        self._handle.cancel()
+
+class _Remembered:
+    """Names that are remembered for a time; the oldest give way when there are too many."""
+
+    def __init__(self, for_s: float) -> None:
+        self._for_s = for_s
+        self._until: dict[str, float] = {}
+
+    def has(self, name: str, now_s: float) -> bool:
+        return self._until.get(name, 0.0) > now_s
+
+    def add(self, name: str, now_s: float) -> None:
+        self._until.pop(name, None)
+        if len(self._until) >= REMEMBERED_MAX:
+            del self._until[next(iter(self._until))]
+        self._until[name] = now_s + self._for_s
 
 
-def _no_connection(code: int, text: str) -> Reply:
-    reason = reason_of(code, text) if code >= 400 else "no connection"
-    return Reply(Verdict.NOT_SENT, code, printable(text), reason)
+def _family_of(source: EgressSource) -> int:
+    """The family of the source's address; 0 where it has none."""
+    if not source.source_address:
+        return 0
+    try:
+        version = ipaddress.ip_address(source.source_address).version
+    except ValueError:
+        raise InvalidRequest(
+            f"egress source {source.name}: {source.source_address!r:.60} is no IP address",
+            path="egress.source_address",
+            expected="an address of this machine, such as 192.0.2.1 or 2001:db8::1",
+        ) from None
+    return socket.AF_INET if version == 4 else socket.AF_INET6
