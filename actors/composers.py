@@ -48,6 +48,8 @@ class Composers:
         base_url: str,
         return_path_domain: str,
         signers: Sequence[DkimSigner] = (),
+        *,
+        has_inbox: bool = False,
     ) -> None:
         self._catalog = catalog
         self._director = director
@@ -56,6 +58,7 @@ class Composers:
         self._base_url = base_url
         self._return_path_domain = return_path_domain
         self._signers = tuple(signers)
+        self._has_inbox = has_inbox
         self._composers: dict[int, Composer] = {}
         self._documents: list[dict[str, Any]] = []  # what the keyring was made of
         self._keyring: Keyring | None = None
@@ -108,7 +111,11 @@ class Composers:
         texts = {name: version.get(name) or "" for name in TEMPLATE_FIELDS}
         mail = CompiledMail(MailTemplate.from_json(texts))
         settings = MailSettings(
-            campaign_id, self._base_url, self._return_path_domain, kind=campaign["kind"]
+            campaign_id,
+            self._base_url,
+            self._return_path_domain,
+            kind=campaign["kind"],
+            has_inbox=self._has_inbox,
         )
         assert self._keyring is not None
         return Composer(mail, settings, self._keyring, self._signers_for(mail.from_email))

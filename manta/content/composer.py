@@ -39,7 +39,8 @@ _BASE_URL = re.compile(r"https?://[A-Za-z0-9._-]+(?::\d{1,5})?(?:/[A-Za-z0-9._~/
 class MailSettings:
     """What a campaign says about its mails besides the template.
 
-    ``base_url`` is where the tracking app answers; ``return_path_domain`` receives bounces.
+    ``base_url`` is where the tracking app answers; ``return_path_domain`` receives bounces, and
+    unsubscribes by mail where ``has_inbox``.
     A transactional mail carries no unsubscribe header and no unsubscribe link of its own. The links
     of a test work but name nobody: whoever reads it neither counts as nor unsubscribes the person
     whose values fill it; its subject says that it is a test.
@@ -51,6 +52,7 @@ class MailSettings:
     kind: str = "marketing"
     track_opens: bool = True
     track_clicks: bool = True
+    has_inbox: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -156,7 +158,8 @@ class Composer:
         if self.mail.reply_to:
             fields.append(("Reply-To", self.mail.reply_to))
         if self.settings.kind != "transactional":
-            fields += unsubscribe_headers(self._prefixes[TokenKind.UNSUBSCRIBE] + token)
+            url = self._prefixes[TokenKind.UNSUBSCRIBE] + token
+            fields += unsubscribe_headers(url, self._unsubscribe_address(acting))
         fields += [
             ("Feedback-ID", self._feedback_id),
             ("MIME-Version", "1.0"),
@@ -175,6 +178,11 @@ class Composer:
     def _acting(self, ref: MessageRef) -> MessageRef:
         """In whose name the reader of the mail acts."""
         return MessageRef(NOBODY, ref[1]) if self.settings.kind == "test" else ref
+
+    def _unsubscribe_address(self, ref: MessageRef) -> str:
+        if not self.settings.has_inbox:
+            return ""
+        return f"{self._keyring.unsubscribe_local_part(ref)}@{self.settings.return_path_domain}"
 
     def _url(self, kind: TokenKind, ref: MessageRef) -> str:
         return self._prefixes[kind] + self._keyring.sign_prepared(

@@ -11,7 +11,8 @@ personalisation, cut to 96 bits: a token of one kind never verifies as another. 
 are 39 bytes, a multiple of three, so the base64 of a static URL is worked out once per template.
 
 A VERP local part (the return path) is the key id, the message reference and a 64-bit tag in 45
-base32 characters: it survives systems that change the case of local parts.
+base32 characters: it survives systems that change the case of local parts. The address of an
+unsubscribe by mail (RFC 2369) is the same behind ``u-``, under a personalisation of its own.
 
 Keys have 32-bit ids and belong to one workspace; a retired key still verifies for 400 days, which
 is longer than people keep mail they act on. Nothing here reads a clock: ``now`` is passed in.
@@ -68,6 +69,8 @@ PATHS = {
 }
 _PERSONS = {kind: f"manta.{kind.name.lower()}".encode()[:16] for kind in TokenKind}
 _VERP_PERSON = b"manta.verp"
+_MAILTO_PERSON = b"manta.mailto"
+MAILTO_PREFIX = "u-"
 
 
 class Payload(NamedTuple):
@@ -146,8 +149,15 @@ class Keyring:
 
     def verp_local_part(self, ref: MessageRef) -> str:
         """The local part of the message's return path: 45 characters of base32 (RFC 4648)."""
+        return self._local_part(ref, _VERP_PERSON)
+
+    def unsubscribe_local_part(self, ref: MessageRef) -> str:
+        """The local part of the address that unsubscribes whom the message went to."""
+        return MAILTO_PREFIX + self._local_part(ref, _MAILTO_PERSON)
+
+    def _local_part(self, ref: MessageRef, person: bytes) -> str:
         head = _VERP.pack(self.current.key_id, *ref)
-        tag = _tag(self.current.secret, head, _VERP_PERSON, _VERP_TAG_BYTES)
+        tag = _tag(self.current.secret, head, person, _VERP_TAG_BYTES)
         return base64.b32hexencode(head + tag).decode().rstrip("=").lower()
 
     def boundary(self, ref: MessageRef) -> str:
@@ -195,7 +205,16 @@ class Keyring:
 
         Raises ``InvalidRequest`` for a local part that is not ours.
         """
+        return self._read_local_part(local_part.lower(), _VERP_PERSON, now)
+
+    def read_unsubscribe(self, local_part: str, now: datetime) -> tuple[str, MessageRef]:
+        """The same of an unsubscribe address's local part. Raises ``InvalidRequest``."""
         text = local_part.lower()
+        if not text.startswith(MAILTO_PREFIX):
+            raise _forged()
+        return self._read_local_part(text.removeprefix(MAILTO_PREFIX), _MAILTO_PERSON, now)
+
+    def _read_local_part(self, text: str, person: bytes, now: datetime) -> tuple[str, MessageRef]:
         if not _VERP_TEXT.fullmatch(text):
             raise _forged()
         raw = base64.b32hexdecode(text.upper() + "===")
@@ -203,7 +222,7 @@ class Keyring:
             raise _forged()
         key_id, subscriber_id, message_key = _VERP.unpack_from(raw)
         key = self._key(key_id, now)
-        expected = _tag(key.secret, raw[: _VERP.size], _VERP_PERSON, _VERP_TAG_BYTES)
+        expected = _tag(key.secret, raw[: _VERP.size], person, _VERP_TAG_BYTES)
         if not hmac.compare_digest(raw[_VERP.size :], expected):
             raise _forged()
         return key.workspace, MessageRef(subscriber_id, message_key)

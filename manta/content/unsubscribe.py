@@ -1,6 +1,7 @@
 """One-click unsubscribe: the two header fields of RFC 8058.
 
-``List-Unsubscribe`` (RFC 2369) holds one https URI whose token names the recipient and the list;
+``List-Unsubscribe`` (RFC 2369) holds one https URI whose token names the recipient and the list,
+and, where mail comes in, a mailto URI for programs that know nothing else;
 ``List-Unsubscribe-Post`` promises that a POST of its value to that URI unsubscribes at once,
 without cookie, login or redirect. Both have to be covered by the DKIM signature (RFC 8058 §4),
 which ``manta.content.dkim`` does. A GET only shows a page: link scanners fetch everything.
@@ -13,9 +14,11 @@ LIST_UNSUBSCRIBE_POST = "List-Unsubscribe-Post"
 ONE_CLICK = "List-Unsubscribe=One-Click"
 
 
-def unsubscribe_headers(url: str) -> tuple[tuple[str, str], tuple[str, str]]:
-    """The two fields for a message whose unsubscribe URL is ``url`` (ASCII, no ``>``)."""
-    return ((LIST_UNSUBSCRIBE, f"<{url}>"), (LIST_UNSUBSCRIBE_POST, ONE_CLICK))
+def unsubscribe_headers(url: str, address: str = "") -> tuple[tuple[str, str], tuple[str, str]]:
+    """The two fields for a message whose unsubscribe URL is ``url`` (ASCII, no ``>``), and whose
+    unsubscribe address, if any, is ``address``."""
+    value = f"<{url}>, <mailto:{address}?subject=unsubscribe>" if address else f"<{url}>"
+    return ((LIST_UNSUBSCRIBE, value), (LIST_UNSUBSCRIBE_POST, ONE_CLICK))
 
 
 def is_one_click(body: bytes) -> bool:

@@ -142,6 +142,16 @@ def test_unsubscribing_is_one_click_and_signed() -> None:
     assert "list-unsubscribe" not in compose(composer=transactional)
 
 
+@pytest.mark.parametrize(("kind", "who"), [("marketing", REF), ("test", MessageRef(0, REF[1]))])
+def test_where_mail_comes_in_one_may_unsubscribe_by_mail(kind: str, who: MessageRef) -> None:
+    settings = replace(SETTINGS, has_inbox=True, kind=kind)
+    field = compose(composer=Composer(COMPOSER.mail, settings, RING))["List-Unsubscribe"]
+    _, _, mailto = field.partition(">, <mailto:")
+    local, _, rest = mailto.partition("@")
+    assert rest == "bounces.example.com?subject=unsubscribe>"
+    assert RING.read_unsubscribe(local, NOW) == ("default", who)
+
+
 def test_both_signatures_verify() -> None:
     data = COMPOSER.compose(ROW, REF, NOW).data
 

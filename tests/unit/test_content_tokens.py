@@ -144,6 +144,20 @@ def test_a_return_path_survives_case(subscriber: int, message: int) -> None:
     assert RING.read_verp(local.upper(), NOW) == ("default", ref)
 
 
+@given(ids, ids)
+def test_an_unsubscribe_address_is_no_return_path(subscriber: int, message: int) -> None:
+    ref = MessageRef(subscriber, message)
+    local = RING.unsubscribe_local_part(ref)
+    assert len(local) <= 64
+    assert RING.read_unsubscribe(local.upper(), NOW) == ("default", ref)
+    verp = RING.verp_local_part(ref)
+    for wrong in (verp, "u-" + verp, local[2:], local + "0", "u-", "u-u-" + local[2:]):
+        with pytest.raises(InvalidRequest):
+            RING.read_unsubscribe(wrong, NOW)
+    with pytest.raises(InvalidRequest):
+        RING.read_verp(local[2:], NOW)
+
+
 @given(st.integers(0, VERP_CHARACTERS - 1), st.sampled_from("0123456789abcdefghijklmnopqrstuv"))
 def test_an_altered_return_path_is_refused(at: int, other: str) -> None:
     local = RING.verp_local_part(REF)
