@@ -229,7 +229,17 @@ def _bounds(path: Path, table: Table, besides: tuple[str, ...]) -> Bounds:
 # -- rules -----------------------------------------------------------------------------------------
 
 _LIMITS = ("rate", "connections_max", "messages_per_connection")
-_RULE_KEYS = ("name", "pattern", "trigger", "action", "scope", "duration", "example", *_LIMITS)
+_RULE_KEYS = (
+    "name",
+    "pattern",
+    "trigger",
+    "action",
+    "scope",
+    "duration",
+    "example",
+    "counter_example",
+    *_LIMITS,
+)
 
 
 def _rule(path: Path, table: Table) -> Rule:
@@ -250,8 +260,11 @@ def _rule(path: Path, table: Table) -> Rule:
     duration_s = duration((*path, "duration"), table["duration"], DURATION_S_MIN, DURATION_S_MAX)
     limits = _limits(path, table, action, scope)
     examples = _texts((*path, "example"), table, PATTERNS_MAX, EXAMPLE_CHARACTERS_MAX) or ()
-    _check_examples((*path, "example"), patterns, examples)
-    return Rule(name, patterns, action, scope, duration_s, threshold, period_s, limits, examples)
+    counter = _texts((*path, "counter_example"), table, PATTERNS_MAX, EXAMPLE_CHARACTERS_MAX) or ()
+    _check_examples(path, patterns, examples, counter)
+    return Rule(
+        name, patterns, action, scope, duration_s, threshold, period_s, limits, examples, counter
+    )
 
 
 _EXPECTED = {
@@ -304,13 +317,18 @@ def _said(error: Exception) -> str:
     return (first.decode(errors="replace") if isinstance(first, bytes) else str(first))[:200]
 
 
-def _check_examples(path: Path, patterns: tuple[str, ...], examples: tuple[str, ...]) -> None:
-    program = compile_patterns(patterns, 64 << 20)
-    for example in examples:
-        if program.search(line_of(0, example)) is None:
-            _refuse(
-                path, f"the pattern does not match {_shown(example)}", "a reply that it matches"
-            )
+def _check_examples(
+    path: Path, patterns: tuple[str, ...], examples: tuple[str, ...], counter: tuple[str, ...]
+) -> None:
+    try:
+        program = compile_patterns(patterns, 64 << 20)
+    except re2.error:
+        _refuse((*path, "pattern"), "the patterns together are too large", "fewer of them")
+    for key, texts, is_wanted in (("example", examples, True), ("counter_example", counter, False)):
+        for text in texts:
+            if (program.search(line_of(0, text)) is not None) is not is_wanted:
+                said = "does not match" if is_wanted else "matches"
+                _refuse((*path, key), f"the pattern {said} {_shown(text)}", "another pattern")
 
 
 def _trigger(path: Path, value: Any) -> tuple[int, float]:

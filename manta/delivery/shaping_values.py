@@ -7,6 +7,7 @@ holds.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
@@ -19,6 +20,9 @@ from manta.delivery.observations import Observed
 
 PROGRAM_STEPS_MAX = 20_000  # of a compiled rule: what keeps matching fast, whatever the pattern
 TEXT_CHARACTERS_MAX = 2_000  # of a reply: what comes after is not looked at
+
+_REPLY_CODE = re.compile(r"([245][0-9]{2})(?:-(.*))?")
+_ENHANCED_CODE = re.compile(r"[245]\.[0-9]{1,3}\.[0-9]{1,3}")
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,7 @@ class Rule:
     period_s: float = 0.0
     limits: Narrower = field(default_factory=Narrower)
     examples: tuple[str, ...] = ()
+    counter_examples: tuple[str, ...] = ()
 
     def scope_of(self, observed: Observed) -> Scope | None:
         """None where the observation lacks a field of it: nothing wider may be hit instead."""
@@ -138,6 +143,23 @@ def compile_patterns(patterns: tuple[str, ...], memory_bytes_max: int = 8 << 20)
 
 
 def line_of(code: int, text: str) -> str:
-    """A reply as patterns see it: one line, cut, its code first."""
-    line = " ".join(text[:TEXT_CHARACTERS_MAX].split())
-    return line if not code or line.startswith(str(code)) else f"{code} {line}".rstrip()
+    """A reply as patterns see it: one line, cut, with its code first and its enhanced code once.
+
+    The diagnostic of a DSN may begin with its type, ``smtp;`` (RFC 3464 §2.3.6). Of a reply of many
+    lines servers begin each with both codes (RFC 2034 §4); left there they would stand in the
+    middle of the words that a pattern looks for.
+    """
+    words = text[:TEXT_CHARACTERS_MAX].split()
+    if words and words[0].lower() == "smtp;":
+        words = words[1:]
+    if not words:
+        return str(code or "")
+    reply = _REPLY_CODE.fullmatch(words[0])
+    first = reply[1] if reply else str(code or "")
+    head, rest = ([reply[2]] if reply[2] else [], words[1:]) if reply else ([], words)
+    words = head + rest
+    if words and _ENHANCED_CODE.fullmatch(words[0]):
+        enhanced = words[0]
+        repeated = {enhanced, f"{first}-{enhanced}"}
+        words = [enhanced, *(word for word in words[1:] if word not in repeated)]
+    return " ".join([first, *words] if first else words)
