@@ -6,16 +6,20 @@ the two leaves the first, and the next start goes on with the second.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from actors.journaled import JournaledActor
 from manta import definitions
 from manta.clock import Clock
+from manta.content.dkim import generate_private_key
 from manta.content.templates import CompiledMail, MailTemplate
 from manta.definitions import Defined
+from manta.delivery import domains
+from manta.delivery.authentication import Finding
 from manta.errors import NotReady
 from manta.ids import even_ranges
 from manta.rules.nodes import Rule
@@ -151,3 +155,68 @@ class Catalog(JournaledActor):
             return definitions.add_token_key(self._documents, id, key, self._clock.now())
 
         await self.decide(decide)
+
+    # -- sending domains ---------------------------------------------------------------------------
+
+    async def add_domain(
+        self,
+        name: str,
+        private_key: str | None = None,
+        selector: str = "",
+        signed_by_relay: bool = False,
+        key: str | None = None,
+    ) -> dict[str, Any]:
+        """A domain with two keys; ``private_key`` (PEM) is the first one, else it is made here."""
+        made = [] if signed_by_relay else await self._made_keys(1 if private_key else 2)
+        keys = [private_key, *made] if private_key else made
+
+        def decide() -> Defined:
+            return domains.add_domain(
+                self._documents,
+                name,
+                keys,
+                self._clock.now(),
+                selector=selector,
+                signed_by_relay=signed_by_relay,
+            )
+
+        return dict(await self.decide(decide, key))
+
+    async def rotate_domain(self, name: str, key: str | None = None) -> dict[str, Any]:
+        """The next key signs from now on, and a new next one is made."""
+        (made,) = await self._made_keys(1)
+        now = self._clock.now
+        decision = await self.decide(
+            lambda: domains.rotate(self._documents, name, made, now()), key
+        )
+        return dict(decision)
+
+    async def record_domain_check(self, name: str, findings: Sequence[Any]) -> dict[str, Any]:
+        found = [Finding(*finding) for finding in findings]
+        now = self._clock.now
+        return dict(
+            await self.decide(lambda: domains.record_check(self._documents, name, found, now()))
+        )
+
+    async def remove_domain(self, name: str) -> None:
+        await self.decide(lambda: domains.remove_domain(self._documents, name))
+
+    async def domains(self) -> list[dict[str, Any]]:
+        """Every sending domain, without private keys."""
+        self._require_ready()
+        return [domains.shown(d) for d in self._documents.list(domains.COLLECTION)]
+
+    async def signing_keys(self) -> list[dict[str, Any]]:
+        """The private keys that sign, for Senders alone."""
+        self._require_ready()
+        return domains.signing_keys(self._documents)
+
+    async def domain_refusal(self, from_domain: str, return_path_domain: str) -> str:
+        """Why no campaign may go out from this domain; empty where it may."""
+        self._require_ready()
+        return domains.refusal(self._documents, from_domain, return_path_domain, self._clock.now())
+
+    async def _made_keys(self, count: int) -> list[str]:
+        """RSA keys; making one takes a good part of a second, so not on the loop."""
+        made = await asyncio.to_thread(lambda: [generate_private_key() for _ in range(count)])
+        return [pem.decode("ascii") for pem in made]
