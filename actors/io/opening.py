@@ -41,6 +41,10 @@ class Way:
     password: str = ""
 
 
+class _NotFromHere(OSError):
+    """Our own address cannot be used, whoever is at the other end."""
+
+
 class BrokenTls(Exception):
     """Encryption was offered and did not come about: a connection in clear text may be had."""
 
@@ -67,7 +71,7 @@ async def connected_socket(
             try:
                 connection.bind((source_address, 0))
             except OSError as fault:
-                raise OSError(f"cannot connect from {source_address}: {fault}") from None
+                raise _NotFromHere(f"cannot connect from {source_address}: {fault}") from None
         async with asyncio.timeout(timeout_s):
             await asyncio.get_running_loop().sock_connect(connection, address)
         return connection
@@ -184,6 +188,11 @@ def refusal_of(fault: Exception, port: int, within_s: float) -> Reply:
     # aiosmtplib was given a socket and does not know the port.
     text = str(fault).replace(" on port None", f" on port {port}")
     return no_connection(0, text or type(fault).__name__)
+
+
+def is_unreachable(fault: Exception) -> bool:
+    """Whether the other end did not answer or broke off, rather than not pleasing us."""
+    return isinstance(fault, OSError) and not isinstance(fault, (ssl.SSLError, _NotFromHere))
 
 
 def no_connection(code: int, text: str) -> Reply:

@@ -23,6 +23,7 @@ from actors.io.opening import (
     Way,
     any_certificate,
     connected_socket,
+    is_unreachable,
     no_connection,
     open_connection,
     refusal_of,
@@ -223,7 +224,8 @@ class DirectConnector:
             refusal = refusal_of(fault, self.source.port, within_s)
             if refusal.code:
                 return refusal
-            self._avoided.add(address, loop.time())
+            if is_unreachable(fault):
+                self._avoided.add(address, loop.time())
             return refusal._replace(text=printable(f"{route.host} [{address}]: {refusal.text}"))
 
     async def _socket(self, address: str) -> socket.socket:
