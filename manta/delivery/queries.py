@@ -12,6 +12,7 @@ from typing import Any
 from manta.command import Context, Database
 from manta.delivery.hooks import work
 from manta.delivery.ledger import Accounting, State
+from manta.delivery.recall import observed
 from manta.errors import InvalidRequest
 from manta.schema import MESSAGE_EVENTS
 
@@ -183,4 +184,5 @@ QUERIES = {
     "recipients": recipients,
     "recipient": recipient,
     "next_due": next_due,
+    "observed": observed,
 }

@@ -1,0 +1,110 @@
+"""What a shard has on record of the last days, as observations: windows are rebuilt from it, and
+laws are rehearsed on it.
+
+Counted in steps that are no finer than the windows' grain at that age, so the answer is small
+whatever was sent. What only a live observation knows is missing: of a message that was deferred
+several times only the last is on record, and the site is taken to be the provider. Tests, which go
+to ourselves, are left out, and so is what never reached a server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from manta.command import Context, Database
+from manta.delivery.campaign import CampaignPlan
+from manta.delivery.observations import BounceClass, Observed, Seen
+from manta.errors import InvalidRequest
+
+DAYS_MAX = 7
+ROWS_MAX = 50_000
+_OF_MESSAGES = (Seen.COMPLAINED, Seen.UNSUBSCRIBED, Seen.OPENED, Seen.CLICKED)
+
+_OUTCOMES = """
+    SELECT changed_at AS since, CASE state WHEN 'planned' THEN 'deferred' ELSE state END AS seen,
+        source, provider, campaign_id,
+        CASE state WHEN 'accepted' THEN NULL ELSE bounce_class END AS bounce_class,
+        CASE state WHEN 'accepted' THEN NULL ELSE category END AS category,
+        CASE state WHEN 'accepted' THEN NULL ELSE reply_code END AS code,
+        CASE state WHEN 'accepted' THEN NULL ELSE reply END AS reply
+    FROM ledger
+    WHERE changed_at >= $since AND changed_at < $until AND kind <> 'test'
+        AND source IS NOT NULL AND provider IS NOT NULL
+        AND (state = 'accepted' OR (state = 'failed' AND reply_code >= 400)
+            OR (state = 'planned' AND attempts > 0 AND reply_code BETWEEN 400 AND 499))
+    UNION ALL
+    SELECT bounced_at, 'bounced', source, provider, campaign_id, bounce_class, category,
+        reply_code, reply
+    FROM ledger
+    WHERE bounced_at >= $since AND bounced_at < $until AND kind <> 'test' AND state = 'accepted'
+        AND source IS NOT NULL AND provider IS NOT NULL
+    UNION ALL
+    SELECT e.occurred_at, e.type, l.source, l.provider, l.campaign_id, NULL, NULL, NULL, NULL
+    FROM events e JOIN ledger l
+        ON l.subscriber_id = e.subscriber_id AND l.message_key = e.message_key
+    WHERE e.occurred_at >= $since AND e.occurred_at < $until AND l.kind <> 'test'
+        AND e.type IN ($types) AND l.source IS NOT NULL AND l.provider IS NOT NULL
+"""
+
+
+def observed(database: Database, context: Context, arguments: Mapping[str, Any]) -> list[Observed]:
+    """What was seen from ``since`` (at most 7 days ago) to ``until`` (now), oldest first.
+
+    ``with_replies``: told apart by the servers' words, as rules need them, and without opens and
+    clicks. At most ``ROWS_MAX``, the newest.
+    """
+    until: datetime = arguments.get("until") or context.now
+    since: datetime = arguments.get("since") or until - timedelta(days=DAYS_MAX)
+    if not timedelta(0) <= until - since <= timedelta(days=DAYS_MAX):
+        raise InvalidRequest(
+            "not a period that is on record", path="since", expected=f"up to {DAYS_MAX} days"
+        )
+    with_replies = bool(arguments.get("with_replies"))
+    types = ", ".join(f"'{seen}'" for seen in _OF_MESSAGES[: 1 if with_replies else None])
+    words = "code, reply" if with_replies else "NULL AS code, NULL AS reply"
+    sql = (
+        "SELECT CASE WHEN since >= $until - INTERVAL 1 HOUR"
+        " THEN time_bucket(INTERVAL 1 MINUTE, since)"
+        " WHEN since >= $until - INTERVAL 1 DAY THEN time_bucket(INTERVAL 30 MINUTE, since)"
+        " ELSE time_bucket(INTERVAL 1 HOUR, since) END AS since, seen, source, provider,"
+        f" campaign_id, bounce_class, category, {words}, count(*) AS messages"
+        f" FROM ({_OUTCOMES.replace('$types', types)})"
+        " GROUP BY ALL ORDER BY 1 DESC LIMIT $most"
+    )
+    sql, values = _numbered(sql, {"since": since, "until": until, "most": ROWS_MAX})
+    domains = _sending_domains(database)
+    found = [
+        Observed(
+            at,
+            Seen(seen),
+            domains.get(campaign_id, ""),
+            source,
+            provider,
+            provider,
+            campaign_id or 0,
+            BounceClass(bounce_class or ""),
+            category or "",
+            code or 0,
+            reply or "",
+            messages=messages,
+        )
+        for at, seen, source, provider, campaign_id, bounce_class, category, code, reply, messages in database.rows(
+            sql, values
+        )
+    ]
+    found.reverse()
+    return found
+
+
+def _numbered(sql: str, values: Mapping[str, Any]) -> tuple[str, list[Any]]:
+    """``$name`` becomes ``$1``, ``$2``, …, since statements bind by place."""
+    for place, name in enumerate(values, 1):
+        sql = sql.replace(f"${name}", f"${place}")
+    return sql, list(values.values())
+
+
+def _sending_domains(database: Database) -> dict[int, str]:
+    rows: Iterable[tuple[Any, ...]] = database.rows("SELECT campaign_id, definition FROM campaigns")
+    return {id: CampaignPlan.from_json(text).sending_domain for id, text in rows}
