@@ -35,6 +35,8 @@ from manta.delivery.shaping_values import (
 _T = TypeVar("_T")
 _MEMO_MAX = 10_000
 
+NamedRules = tuple[tuple[str, Rule], ...]
+
 
 @dataclass(frozen=True)
 class SiteShaping:
@@ -136,19 +138,23 @@ class Shaping:
     def rules_of(self, provider: str, site: str = "") -> tuple[Rule, ...]:
         """All that can match there: the site's and the provider's own, then the default's."""
         own, default = self.tiers_of(provider, site)
-        return own + default
+        return tuple(rule for _, rule in (*own, *default))
 
-    def tiers_of(self, provider: str, site: str = "") -> tuple[tuple[Rule, ...], tuple[Rule, ...]]:
-        """(own rules, default rules). The default's are for replies that no own rule matches, and
-        one that is named like an own rule is replaced by it."""
+    def tiers_of(self, provider: str, site: str = "") -> tuple[NamedRules, NamedRules]:
+        """(own rules, default rules), each with its name in full (``yahoo/complaints``).
+
+        The default's are for replies that no own rule matches, and one that is named like an own
+        rule is replaced by it."""
         known = self.providers.get(provider)
-        sections = [s for s in (self.sites.get(site), known.section if known else None) if s]
+        sections = ((site, self.sites.get(site)), (provider, known.section if known else None))
         gone: set[str] = set()
-        own: list[Rule] = []
-        for section in sections:
-            own += [rule for rule in section.rules if rule.name not in gone]
-            gone |= {rule.name for rule in section.rules} | set(section.rules_remove)
-        return tuple(own), tuple(rule for rule in self.default.rules if rule.name not in gone)
+        own: list[tuple[str, Rule]] = []
+        for owner, section in sections:
+            if section is not None:
+                own += [(f"{owner}/{r.name}", r) for r in section.rules if r.name not in gone]
+                gone |= {rule.name for rule in section.rules} | set(section.rules_remove)
+        default = [(f"default/{r.name}", r) for r in self.default.rules if r.name not in gone]
+        return tuple(own), tuple(default)
 
 
 def _shaped(bounds: Bounds, is_known: bool) -> SiteShaping:
