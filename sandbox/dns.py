@@ -214,8 +214,8 @@ class DnsServer:
         else:
             response.set_rcode(dns.rcode.SERVFAIL)
             return
-        soa = f"ns.{text} hostmaster.{text} 1 7200 900 1209600 {self.negative_ttl_s}"
-        rrset = dns.rrset.from_text(name, self.negative_ttl_s, "IN", "SOA", _dotted(soa))
+        soa = f"ns.test. hostmaster.test. 1 7200 900 1209600 {self.negative_ttl_s}"
+        rrset = dns.rrset.from_text(name, self.negative_ttl_s, "IN", "SOA", soa)
         response.authority.append(rrset)
 
     def _rrset(
@@ -311,8 +311,3 @@ def _quoted(text: str) -> str:
     data = text.encode()
     parts = [data[i : i + 255] for i in range(0, len(data), 255)] or [b""]
     return " ".join('"' + "".join(f"\\{byte:03d}" for byte in part) + '"' for part in parts)
-
-
-def _dotted(soa: str) -> str:
-    mname, rname, rest = soa.split(" ", 2)
-    return f"{mname}. {rname}. {rest}"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import re
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -47,6 +48,9 @@ _TO_THE_NEXT = (
     dns.rcode.FORMERR,
     dns.rcode.NOTIMP,
 )
+
+# [IPv6]:port or IPv4:port, both without a port too; what is left is an IPv6 address alone.
+_SERVER = re.compile(r"(?:\[([^\[\]]*)\]|([^:\[\]]*))(?::(\d{1,5}))?")
 
 Server = tuple[str, int]
 
@@ -236,10 +240,8 @@ def servers_of(settings: DnsSettings) -> list[Server]:
 
 
 def _server(text: str) -> Server:
-    host, separator, port = text.rpartition(":")
-    if not separator or (":" in host and not host.startswith("[")):
-        host, port = text, "53"
-    host = host.removeprefix("[").removesuffix("]")
+    parts = _SERVER.fullmatch(text)
+    host, port = (parts[1] or parts[2], parts[3] or "53") if parts else (text, "53")
     try:
         ipaddress.ip_address(host)
         number = int(port)
