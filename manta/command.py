@@ -27,8 +27,11 @@ class Database(Protocol):
     """What a decision may do with the shard's database: read.
 
     ``tables`` registers Arrow tables under those names for the one statement, so that a batch can
-    be joined set-wise. Values go in as ``params`` and never as text.
+    be joined set-wise. Values go in as ``params`` and never as text. ``hints`` is where a decision
+    may leave what it found out for later ones, which check it: it is lost at any time.
     """
+
+    hints: dict[Any, Any]
 
     def rows(
         self, sql: str, params: Sequence[Any] = (), **tables: pa.Table

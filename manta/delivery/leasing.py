@@ -12,25 +12,30 @@ leased or orphaned until its journal is read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from manta.command import Change, Context, Database, Decision, Op, Push
 from manta.delivery.campaign import CampaignPlan
+from manta.delivery.classification import Category
 from manta.delivery.ledger import State, move
-from manta.delivery.outcomes import GREYLISTED, expiry_reason
-from manta.delivery.screening import Wanted, screen
+from manta.delivery.outcomes import expiry_reason
+from manta.delivery.screening import Screened, Wanted, screen
 from manta.delivery.senders import refuse_older, sender_row
 from manta.errors import InvalidRequest
 from manta.schema import ATTRIBUTE_PREFIX
 
 LEASE_ROWS_MAX = 200
 LEASE_CAMPAIGNS_MAX = 8  # one lease looks into so many campaigns of a class at most
+FOUND_ROWS = 4_000  # due rows that one look finds, for the leases to come
+FOUND_S = 2.0  # how long they may wait there
+HINTS_MAX = 100
 GREYLISTED_OPEN_AFTER = timedelta(hours=1)  # overdue for so long, any source may try
 
 _KEY = ("subscriber_id", "message_key")
@@ -98,9 +103,7 @@ class Lease:
             for i, plan in plans.items()
             if i not in self.without and (not self.only or i in self.only)
         }
-        row_ids, more = self._candidates(database, context.now, list(plans.values()))
-        rows = database.table(f"{_ROWS} WHERE rowid IN (SELECT unnest(?))", [row_ids])
-        rows = _in_order_of(rows, row_ids)
+        rows, more = self._next_rows(database, context.now, list(plans.values()))
         sorted_out = _sort_out(database, context.now, rows, plans, self.domains)
         changes = sorted_out.changes
         if sorted_out.granted.num_rows:
@@ -110,35 +113,88 @@ class Lease:
 
     def repeat(self, database: Database, context: Context) -> Grant:
         """The answer when the key has been committed before."""
-        rows = database.table(
+        found = database.rows(
             f"{_ROWS} WHERE lease_id = ? AND state = 'leased' AND sender = ? AND sender_epoch = ?"
             " ORDER BY priority, engaged_at DESC NULLS LAST, subscriber_id",
             [self.lease_id, self.sender, self.sender_epoch],
         )
+        rows = [_Row(*row) for row in found]
         granted = _sort_out(database, context.now, rows, _running(database, None), None).granted
         kept = set(_refs(granted))
-        return Grant(granted, False, tuple(ref for ref in _refs(rows) if ref not in kept))
+        refs = [(row.subscriber_id, row.message_key) for row in rows]
+        return Grant(granted, False, tuple(ref for ref in refs if ref not in kept))
+
+    def _next_rows(
+        self, database: Database, now: datetime, plans: list[CampaignPlan]
+    ) -> tuple[list[_Row], bool]:
+        """The rows to look at, in the order of sending, and whether there are more."""
+        row_ids, more = self._candidates(database, now, plans)
+        rows = self._still_due(database, now, row_ids)
+        if len(rows) < len(row_ids):
+            database.hints.clear()
+            row_ids, more = self._candidates(database, now, plans)
+            rows = self._still_due(database, now, row_ids)
+        return rows, more
+
+    def _still_due(self, database: Database, now: datetime, row_ids: list[int]) -> list[_Row]:
+        """Those of the rows that are due here. Found a while ago, a row may have been leased
+        (then it has no due time, or a later one) or renamed; nothing else of it changes."""
+        found = database.rows(
+            f"{_ROWS} WHERE list_contains(?, rowid) AND due_at <= ?", [row_ids, now]
+        )
+        place = {row[0]: _Row(*row) for row in found}
+        rows = [place[row_id] for row_id in row_ids if row_id in place]
+        return [
+            row
+            for row in rows
+            if (self.domains is None or row.domain in self.domains)
+            and row.domain not in self.except_domains
+        ]
 
     def _candidates(
         self, database: Database, now: datetime, plans: list[CampaignPlan]
     ) -> tuple[list[int], bool]:
         """Row ids by priority class, then round robin by campaign, then the engaged first."""
-        chosen: list[int] = []
+        chosen: list[tuple[int, deque[int]]] = []
         for priority in sorted({plan.priority for plan in plans}):
             ring = sorted(plan.campaign_id for plan in plans if plan.priority == priority)
             start = self.lease_id % len(ring)
             ring = [*ring[start:], *ring[:start]][:LEASE_CAMPAIGNS_MAX]
             queues = [self._due(database, now, campaign_id) for campaign_id in ring]
-            turns = zip_longest(*queues)
-            chosen += [row for turn in turns for row in turn if row is not None]
+            turns = zip_longest(*([(row, queue) for row in self._first(queue)] for queue in queues))
+            chosen += [each for turn in turns for each in turn if each is not None]
             if len(chosen) > self.limit:
                 break
-        return chosen[: self.limit], len(chosen) > self.limit
+        taken = chosen[: self.limit]
+        for _, queue in taken:  # of each queue those at its beginning
+            queue.popleft()
+        return [row for row, _ in taken], len(chosen) > self.limit
 
-    def _due(self, database: Database, now: datetime, campaign_id: int) -> list[int]:
+    def _first(self, queue: deque[int]) -> Iterator[int]:
+        return islice(queue, self.limit + 1)
+
+    def _due(self, database: Database, now: datetime, campaign_id: int) -> deque[int]:
+        """Due rows of a campaign in their order: if there are more than ``limit``, more than that.
+
+        What one lease has found and not taken is where the next ones look first: rows that become
+        due meanwhile wait for ``FOUND_S`` at most.
+        """
+        lane = (self.domains, self.except_domains, self.engaged_only, self.source)
+        found = database.hints.get(("due", campaign_id, lane))
+        if found is not None and found.until > now and len(found.rows) > self.limit:
+            rows: deque[int] = found.rows
+            return rows
+        rows = deque(self._find_due(database, now, campaign_id))
+        if len(database.hints) >= HINTS_MAX:
+            database.hints.clear()
+        until = now + timedelta(seconds=FOUND_S)
+        database.hints["due", campaign_id, lane] = _Found(until, rows)
+        return rows
+
+    def _find_due(self, database: Database, now: datetime, campaign_id: int) -> list[int]:
         due = (
-            "FROM ledger WHERE due_at <= ? AND campaign_id = ?"
-            f" AND (category IS DISTINCT FROM '{GREYLISTED}' OR source = ? OR due_at <= ?)"
+            "FROM ledger WHERE due_at <= ? AND campaign_id = ? AND"
+            f" (category IS DISTINCT FROM '{Category.GREYLISTED}' OR source = ? OR due_at <= ?)"
         )
         params: list[Any] = [now, campaign_id, self.source, now - GREYLISTED_OPEN_AFTER]
         if self.domains is not None:
@@ -149,18 +205,17 @@ class Lease:
             params.append(list(self.except_domains))
         if self.engaged_only:
             due += " AND engaged_at IS NOT NULL"
-        count = self.limit + 1
         # Mostly the latest month has enough, and a scan that stops early is cheaper than a sort.
         ((latest,),) = database.rows(f"SELECT max(engaged_at) {due}", params)
         of_latest = "engaged_at IS NULL" if latest is None else "engaged_at = ?"
         month = [] if latest is None else [latest]
         rows = database.rows(
-            f"SELECT rowid {due} AND {of_latest} LIMIT ?", [*params, *month, count]
+            f"SELECT rowid {due} AND {of_latest} LIMIT ?", [*params, *month, FOUND_ROWS]
         )
-        if len(rows) < count and latest is not None:
+        if len(rows) <= self.limit and latest is not None:
             rows = database.rows(
                 f"SELECT rowid {due} ORDER BY engaged_at DESC NULLS LAST, rowid LIMIT ?",
-                [*params, count],
+                [*params, FOUND_ROWS],
             )
         return [row for (row,) in rows]
 
@@ -210,10 +265,30 @@ def revoke_people(database: Database, subscriber_ids: Sequence[int]) -> tuple[Pu
 
 # -- granting ------------------------------------------------------------------------------------
 
-_ROWS = (
-    "SELECT rowid AS row_id, subscriber_id, message_key, campaign_id, kind, channel, attempts,"
-    " expires_at, send_to AS _send_to, domain AS old_domain FROM ledger"
-)
+
+class _Row(NamedTuple):
+    """What granting must know of a row of the ledger."""
+
+    row_id: int
+    subscriber_id: int
+    message_key: int
+    campaign_id: int
+    kind: str
+    channel: str
+    attempts: int
+    expires_at: datetime | None
+    send_to: str | None
+    domain: str | None
+
+
+_ROWS = f"SELECT rowid AS {', '.join(_Row._fields)} FROM ledger"
+
+
+class _Found(NamedTuple):
+    """Row ids found due by an earlier lease. They are looked at again before they are granted."""
+
+    until: datetime
+    rows: deque[int]
 
 
 class _SortedOut(NamedTuple):
@@ -234,86 +309,89 @@ def _running(database: Database, serves: Iterable[str] | None) -> dict[int, Camp
 def _sort_out(
     database: Database,
     now: datetime,
-    rows: pa.Table,
+    rows: list[_Row],
     plans: dict[int, CampaignPlan],
     domains: tuple[str, ...] | None,
 ) -> _SortedOut:
     """Split rows into those that may be sent now, and the changes for the others."""
-    count = rows.num_rows
-    if not count:
-        return _SortedOut(_empty_grant(rows), ())
-    campaigns = rows.column("campaign_id").to_pylist()
+    topics = {i: plan.topic for i, plan in plans.items()}
     wanted = [
         Wanted(
-            person, kind, channel, plans[campaign_id].topic if campaign_id in plans else "", send_to
+            row.subscriber_id, row.kind, row.channel, topics.get(row.campaign_id, ""), row.send_to
         )
-        for person, kind, channel, send_to, campaign_id in zip(
-            *(rows.column(n).to_pylist() for n in ("subscriber_id", "kind", "channel", "_send_to")),
-            campaigns,
-            strict=True,
-        )
+        for row in rows
     ]
-    columns = _attribute_columns(database, set(campaigns), plans)
+    columns = _attribute_columns(database, {row.campaign_id for row in rows}, plans)
     screened = screen(database, wanted, now, columns)
-    expiries = rows.column("expires_at").to_pylist()
-    attempts = rows.column("attempts").to_pylist()
-    verdicts = [
-        _verdict(expires_at, tried, refusal, now)
-        for expires_at, tried, refusal in zip(expiries, attempts, screened.refusals, strict=True)
-    ]
-    old_domains = rows.column("old_domain").to_pylist()
-    moved = [
-        domains is not None and verdict is None and new != old and new not in domains
-        for verdict, new, old in zip(verdicts, screened.domains, old_domains, strict=True)
-    ]
-    keep = [
-        verdict is None and not gone and campaign_id in plans
-        for verdict, gone, campaign_id in zip(verdicts, moved, campaigns, strict=True)
-    ]
-    everything = rows.drop_columns(["row_id", "channel", "old_domain"])
-    everything = everything.append_column("domain", pa.array(screened.domains, pa.string()))
-    for name in ("email", "time_zone", "locale", *columns):
-        everything = everything.append_column(name, screened.profiles.column(name))
-    changes = _refusals(rows, verdicts, now)
-    if any(moved):
-        changes.append(_renamed_domains(everything.filter(pa.array(moved))))
-    return _SortedOut(everything.filter(pa.array(keep)), tuple(changes))
+    kept: list[int] = []
+    moved: list[tuple[_Row, str]] = []
+    refused: list[tuple[_Row, State, str]] = []
+    for place, (row, refusal, domain) in enumerate(
+        zip(rows, screened.refusals, screened.domains, strict=True)
+    ):
+        if row.expires_at is not None and row.expires_at <= now:
+            refused.append((row, State.EXPIRED, expiry_reason(row.attempts)))
+        elif refusal is not None:
+            refused.append((row, State.SUPPRESSED, refusal))
+        elif domains is not None and domain != row.domain and domain not in domains:
+            assert domain is not None, "no refusal, and no address"
+            moved.append((row, domain))
+        elif row.campaign_id in plans:
+            kept.append(place)
+    changes = [_refusals(refused, now)] if refused else []
+    if moved:
+        changes.append(_renamed_domains(moved))
+    return _SortedOut(_granted(rows, screened, columns, kept), tuple(changes))
 
 
-def _verdict(
-    expires_at: datetime | None, attempts: int, refusal: str | None, now: datetime
-) -> tuple[State, str] | None:
-    """Where a row goes that may not be sent: (state, reason); None where it may."""
-    if expires_at is not None and expires_at <= now:
-        return State.EXPIRED, expiry_reason(attempts)
-    if refusal is not None:
-        return State.SUPPRESSED, refusal
-    return None
+def _granted(
+    rows: list[_Row], screened: Screened, columns: Sequence[str], kept: list[int]
+) -> pa.Table:
+    """The answer's table: of the rows in these places, with the people's own columns."""
+    granted = [rows[place] for place in kept]
+    table = {
+        "subscriber_id": pa.array([row.subscriber_id for row in granted], pa.int64()),
+        "message_key": pa.array([row.message_key for row in granted], pa.int64()),
+        "campaign_id": pa.array([row.campaign_id for row in granted], pa.int32()),
+        "kind": pa.array([row.kind for row in granted], pa.string()),
+        "attempts": pa.array([row.attempts for row in granted], pa.uint16()),
+        "expires_at": pa.array([row.expires_at for row in granted], _TIMESTAMP),
+        "_send_to": pa.array([row.send_to for row in granted], pa.string()),
+        "domain": pa.array([screened.domains[place] for place in kept], pa.string()),
+    }
+    for name in ("email", "time_zone", "locale"):
+        values = screened.profiles[name]
+        table[name] = pa.array([values[place] for place in kept], pa.string())
+    for name in columns:
+        values = screened.profiles[name]
+        table[name] = pa.array([values[place] for place in kept])
+    return pa.table(table)
 
 
-def _refusals(
-    rows: pa.Table, verdicts: list[tuple[State, str] | None], now: datetime
-) -> list[Change]:
-    places = [i for i, verdict in enumerate(verdicts) if verdict is not None]
-    if not places:
-        return []
-    targets = [verdict for verdict in verdicts if verdict is not None]
-    taken = rows.take(pa.array(places))
+def _refusals(refused: list[tuple[_Row, State, str]], now: datetime) -> Change:
     table = pa.table(
         {
-            **{name: taken.column(name) for name in _KEY},
-            "state": pa.array([str(move(State.PLANNED, target)) for target, _ in targets]),
-            "reason": pa.array([reason for _, reason in targets], pa.string()),
-            "due_at": pa.nulls(len(places), _TIMESTAMP),
-            "changed_at": _instants(now, len(places)),
+            "subscriber_id": pa.array([row.subscriber_id for row, *_ in refused], pa.int64()),
+            "message_key": pa.array([row.message_key for row, *_ in refused], pa.int64()),
+            "state": pa.array([str(move(State.PLANNED, state)) for _, state, _ in refused]),
+            "reason": pa.array([reason for *_, reason in refused], pa.string()),
+            "due_at": pa.nulls(len(refused), _TIMESTAMP),
+            "changed_at": _instants(now, len(refused)),
         }
     )
-    return [Change("ledger", Op.UPSERT, table)]
+    return Change("ledger", Op.UPSERT, table)
 
 
-def _renamed_domains(rows: pa.Table) -> Change:
+def _renamed_domains(moved: list[tuple[_Row, str]]) -> Change:
     """Rows whose address has gone to another site stay planned, for the Sender of that site."""
-    return Change("ledger", Op.UPSERT, rows.select([*_KEY, "domain"]))
+    table = pa.table(
+        {
+            "subscriber_id": pa.array([row.subscriber_id for row, _ in moved], pa.int64()),
+            "message_key": pa.array([row.message_key for row, _ in moved], pa.int64()),
+            "domain": pa.array([domain for _, domain in moved], pa.string()),
+        }
+    )
+    return Change("ledger", Op.UPSERT, table)
 
 
 def _attribute_columns(
@@ -322,28 +400,14 @@ def _attribute_columns(
     wanted = {name for i in campaigns if i in plans for name in plans[i].attributes}
     if not wanted:
         return []
-    present = set(database.table("SELECT * FROM profiles LIMIT 0").column_names)
-    return sorted({ATTRIBUTE_PREFIX + name for name in wanted} & present)
-
-
-def _empty_grant(rows: pa.Table) -> pa.Table:
-    empty = rows.drop_columns(["row_id", "channel", "old_domain"])
-    for name in ("domain", "email", "time_zone", "locale"):
-        empty = empty.append_column(name, pa.array([], pa.string()))
-    return empty
+    return sorted(
+        {ATTRIBUTE_PREFIX + name for name in wanted} & database.columns("profiles").keys()
+    )
 
 
 def _refs(rows: pa.Table) -> list[tuple[int, int]]:
     columns = [rows.column(name).to_pylist() for name in _KEY]
     return list(zip(*columns, strict=True))
-
-
-def _in_order_of(rows: pa.Table, row_ids: list[int]) -> pa.Table:
-    """A query for a set of row ids answers in any order; the order of sending is ours."""
-    if not rows.num_rows:
-        return rows
-    place = {row_id: i for i, row_id in enumerate(rows.column("row_id").to_pylist())}
-    return rows.take(pa.array([place[row_id] for row_id in row_ids]))
 
 
 def _instants(now: datetime, count: int) -> pa.Array:

@@ -17,18 +17,18 @@ of the person's; the person only fills it and may be nobody.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
-
-import pyarrow as pa
 
 from manta.command import Database
 from manta.delivery.campaign import MARKETING_ONLY_SUPPRESSIONS, Kind
 from manta.people.identities import EMAIL, compared
 
-# An index answers a short list of ids; a list of thousands is better joined.
-_LISTED_MAX = 256
+# In a large table an index finds a few hundred people; a small one is read through faster.
+_LISTED_MAX = 1_000
+_LARGE_ROWS = 100_000
+_COUNTED_FOR = timedelta(seconds=60)
 _FIXED = ("subscriber_id", "email", "time_zone", "locale")
 
 
@@ -45,13 +45,13 @@ class Wanted(NamedTuple):
 class Screened(NamedTuple):
     """``refusals`` and ``domains`` go with the wanted messages, one each; no refusal is None.
 
-    ``profiles`` has one row for each message too (all NULL where there is no profile): the fixed
-    columns and those asked for.
+    ``profiles`` has the columns asked for, and ``email``, ``time_zone`` and ``locale``, each with
+    one value for each message too (None where there is no profile).
     """
 
     refusals: list[str | None]
     domains: list[str | None]
-    profiles: pa.Table
+    profiles: dict[str, list[Any]]
 
 
 def screen(
@@ -60,35 +60,43 @@ def screen(
     """Why each wanted message may not be sent. ``columns`` of ``profiles`` must exist."""
     people = sorted({want.subscriber_id for want in wanted})
     names = (*_FIXED, *columns)
-    found = database.table(*_of_people(f"SELECT {', '.join(names)} FROM profiles", people))
-    place = {person: i for i, person in enumerate(found.column("subscriber_id").to_pylist())}
-    emails = dict(zip(place, found.column("email").to_pylist(), strict=True))
-    aliases = "SELECT from_id FROM aliases WHERE from_id IN (SELECT unnest(?))"
-    merged = {person for (person,) in database.rows(aliases, [people])}
+    profiles = {profile[0]: profile for profile in _profiles(database, names, people, now)}
     consents = _consents(database, people)
-    addresses = {*emails.values(), *(want.send_to for want in wanted)}
+    nobody = (None,) * (len(names) + 1)
+    found = [profiles.get(want.subscriber_id, nobody) for want in wanted]
+    emails = [want.send_to or profile[1] for want, profile in zip(wanted, found, strict=True)]
+    addresses = [compared(EMAIL, email) if email else None for email in emails]
     stopped = _suppressions(database, addresses, now)
-    refusals: list[str | None] = []
-    domains: list[str | None] = []
-    for want in wanted:
-        email = want.send_to or emails.get(want.subscriber_id)
-        domains.append(email.rpartition("@")[2].lower() if email else None)
-        if want.subscriber_id not in place and not want.send_to:
-            refusals.append("unknown_person")
-        elif want.subscriber_id in merged and not want.send_to:
-            refusals.append("merged")
-        elif not email:
-            refusals.append("no_address")
-        else:
-            consent = consents.get((want.subscriber_id, want.channel, want.topic))
-            refusals.append(
-                _refusal(want, stopped.get((want.channel, compared(EMAIL, email))), consent)
-            )
-    places = [place.get(want.subscriber_id) for want in wanted]
-    return Screened(refusals, domains, found.take(pa.array(places, pa.int64())))
+    refusals = [
+        _refusal(
+            want,
+            profile,
+            address,
+            stopped.get((want.channel, address)) if stopped else None,
+            consents.get((want.subscriber_id, want.channel, want.topic)),
+        )
+        for want, profile, address in zip(wanted, found, addresses, strict=True)
+    ]
+    domains = [address.rpartition("@")[2] if address else None for address in addresses]
+    by_column = list(zip(*found, strict=True)) or [()] * len(nobody)
+    values = {name: list(by_column[place]) for place, name in enumerate(names)}
+    return Screened(refusals, domains, values)
 
 
-def _refusal(want: Wanted, suppression: str | None, consent: str | None) -> str | None:
+def _refusal(
+    want: Wanted,
+    profile: tuple[Any, ...],
+    address: str | None,
+    suppression: str | None,
+    consent: str | None,
+) -> str | None:
+    if not want.send_to:
+        if profile[0] is None:
+            return "unknown_person"
+        if profile[-1] is not None:
+            return "merged"
+    if not address:
+        return "no_address"
     is_marketing = want.kind == Kind.MARKETING
     if suppression and (is_marketing or suppression not in MARKETING_ONLY_SUPPRESSIONS):
         return suppression
@@ -109,18 +117,35 @@ def _consents(database: Database, people: list[int]) -> dict[tuple[int, str, str
 
 
 def _suppressions(
-    database: Database, emails: set[str | None], now: datetime
-) -> dict[tuple[str, str], str]:
-    addresses = sorted({compared(EMAIL, email) for email in emails if email})
+    database: Database, addresses: Iterable[str | None], now: datetime
+) -> dict[tuple[str, str | None], str]:
+    asked = sorted({address for address in addresses if address})
     found = database.rows(
         "SELECT channel, address, reason FROM suppressions"
         " WHERE address IN (SELECT unnest(?)) AND (expires_at IS NULL OR expires_at > ?)",
-        [addresses, now],
+        [asked, now],
     )
     return {(channel, address): reason for channel, address, reason in found}
 
 
-def _of_people(sql: str, people: list[int]) -> tuple[str, list[Any]]:
-    if 0 < len(people) <= _LISTED_MAX:
-        return f"{sql} WHERE subscriber_id IN ({', '.join('?' * len(people))})", list(people)
-    return f"{sql} WHERE subscriber_id IN (SELECT unnest(?))", [people]
+def _profiles(
+    database: Database, names: Sequence[str], people: list[int], now: datetime
+) -> list[tuple[Any, ...]]:
+    """Columns of those who have a profile, and last their alias, if a merge has hidden them."""
+    is_wanted = "subscriber_id IN (SELECT unnest(?))"
+    if 0 < len(people) <= _LISTED_MAX and _profile_count(database, now) > _LARGE_ROWS:
+        is_wanted = "list_contains(?, subscriber_id)"  # answered by the index on the key
+    return database.rows(
+        f"SELECT p.*, a.from_id FROM (SELECT {', '.join(names)} FROM profiles"
+        f" WHERE {is_wanted}) p LEFT JOIN aliases a ON a.from_id = p.subscriber_id",
+        [people],
+    )
+
+
+def _profile_count(database: Database, now: datetime) -> int:
+    """How many profiles there are, or were a short while ago."""
+    count, until = database.hints.get("profiles", (0, now))
+    if until <= now:
+        ((count,),) = database.rows("SELECT count(*) FROM profiles")
+        database.hints["profiles"] = count, now + _COUNTED_FOR
+    return int(count)

@@ -88,6 +88,7 @@ class Reader:
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
         self._connection = connection
         self._parsed: dict[str, duckdb.Statement] = {}
+        self.hints: dict[Any, Any] = {}
 
     def rows(
         self, sql: str, params: Sequence[Any] = (), **tables: pa.Table
@@ -196,8 +197,6 @@ class ShardDatabase(Reader):
         self._waiting: dict[str, list[Change]] = {}
         self._slots: dict[pa.Schema, tuple[str, _Slot]] = {}  # of rows with these columns
         self._answers: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
-        #: What decisions found out and may use again if they check it: lost at any time.
-        self.hints: dict[Any, Any] = {}
         self._cursors = threading.Lock()
         self._locked = False
         self._indexed = True
@@ -460,6 +459,8 @@ class ShardDatabase(Reader):
                     path=path,
                     expected=_ATTRIBUTE_WORDS[declared],
                 )
+        if column.type == ARROW_TYPES[declared]:
+            return column
         try:
             # Instants lose what is finer than a microsecond; nothing else may lose anything.
             return column.cast(ARROW_TYPES[declared], safe=declared != "TIMESTAMP")
@@ -630,10 +631,8 @@ def _check_key(table: Table, rows: pa.Table) -> None:
 
 
 def _last_of_each_key(rows: pa.Table, key: tuple[str, ...]) -> pa.Table:
-    if len(key) == 1:
-        distinct = pc.count_distinct(rows.column(key[0])).as_py()
-        if distinct == rows.num_rows:
-            return rows
+    if pc.count_distinct(rows.column(key[0])).as_py() == rows.num_rows:
+        return rows
     numbered = rows.select(list(key)).append_column("_n", pa.array(np.arange(rows.num_rows)))
     last = numbered.group_by(list(key), use_threads=False).aggregate([("_n", "max")])["_n_max"]
     return rows if len(last) == rows.num_rows else rows.take(pa.array(np.sort(last.to_numpy())))
