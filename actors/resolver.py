@@ -14,9 +14,11 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from manta.clock import Clock
+from manta.delivery.authentication import check, records
+from manta.delivery.domains import identity_of
 from manta.delivery.lanes import Site
 from manta.delivery.law import Law
 from manta.delivery.mta_sts import Policy
@@ -52,6 +54,10 @@ class Dns(Protocol):
 
     async def addresses(self, host: str) -> Answer: ...
 
+    async def txt(self, name: str) -> Answer: ...
+
+    async def ptr(self, address: str) -> Answer: ...
+
     def status(self) -> dict[str, int]: ...
 
 
@@ -72,6 +78,18 @@ class Providers(Protocol):
     def provider_of(self, domain: str, exchangers: Iterable[str] = ()) -> str | None: ...
 
 
+class Returns(NamedTuple):
+    """What all our mail has in common: where its bounces go, whether to an inbox of ours, and the
+    addresses that direct sources connect from."""
+
+    return_path_domain: str = ""
+    addresses: tuple[str, ...] = ()
+    inbox: bool = False
+
+
+NO_RETURNS = Returns()
+
+
 class Resolver:
     """``parse``: the shaping of an operator's text over the shipped one. ``private``: mail may go
     to private addresses."""
@@ -88,6 +106,7 @@ class Resolver:
         *,
         private: bool = False,
         sites_within_s: float = SITES_WITHIN_S,
+        returns: Returns = NO_RETURNS,
     ) -> None:
         self._dns = dns
         self._policies = policies
@@ -96,6 +115,7 @@ class Resolver:
         self._clock = clock
         self._private = private
         self._sites_within_s = sites_within_s
+        self._returns = returns
         self._law_version = -1
         self._shaping_text: str | None = None
         self._kept: OrderedDict[str, tuple[float, Site]] = OrderedDict()
@@ -156,6 +176,20 @@ class Resolver:
             why = next((answer.detail for answer in answers if answer.detail), "none known")
             raise RetryableError(f"no exchanger of {site.name} has an address: {why}")
         return routes
+
+    async def check_domain(self, document: Mapping[str, Any]) -> dict[str, Any]:
+        """What the DNS has of a sending domain, and what to publish for it."""
+        identity = identity_of(
+            document,
+            self._returns.return_path_domain or document["id"],
+            self._returns.addresses,
+            self._returns.inbox,
+        )
+        findings = await check(identity, self._dns)
+        return {
+            "findings": [tuple(finding) for finding in findings],
+            "records": [record._asdict() for record in records(identity)],
+        }
 
     async def law(self, document: Mapping[str, Any]) -> None:
         """Take the operator's shaping text over; providers are told by it from now on."""

@@ -29,6 +29,8 @@ SCOPES = (
     "templates:write",
     "campaigns:read",
     "campaigns:write",
+    "delivery:read",
+    "delivery:write",
     "keys:write",
 )
 TEMPLATE_FIELDS = (

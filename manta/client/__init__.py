@@ -287,6 +287,38 @@ class Client:
                 return
             time.sleep(every_s)
 
+    # -- sending domains ---------------------------------------------------------------------------
+
+    def domains(self) -> list[Document]:
+        return list(self._http.get("/domains")["items"])
+
+    def add_domain(
+        self,
+        domain: str,
+        private_key: str | None = None,
+        selector: str = "",
+        signed_by_relay: bool = False,
+    ) -> Document:
+        """A domain to send from, with two DKIM keys; ``private_key`` (PEM) is one of your own."""
+        body = {
+            "domain": domain,
+            "private_key": private_key,
+            "selector": selector,
+            "signed_by_relay": signed_by_relay,
+        }
+        return _document(self._http.post("/domains", body))
+
+    def check_domain(self, domain: str) -> Document:
+        """What the DNS has of it (``check``), and the ``records`` to publish."""
+        return _document(self._http.post(f"/domains/{_host(domain)}/check"))
+
+    def rotate_domain(self, domain: str) -> Document:
+        """The next key signs; raises ``Conflict`` until a check has found its record."""
+        return _document(self._http.post(f"/domains/{_host(domain)}/rotate"))
+
+    def remove_domain(self, domain: str) -> None:
+        self._http.send("DELETE", f"/domains/{_host(domain)}")
+
     # -- keys --------------------------------------------------------------------------------------
 
     def create_key(self, name: str, scopes: Iterable[str]) -> Document:
@@ -302,6 +334,13 @@ def _segment(text: str) -> str:
     """A path segment that cannot reach beyond itself."""
     if not text.isalnum() or not text.isascii():
         raise InvalidRequest(f"{text!r:.40} is no id", path="id", expected="13 letters and digits")
+    return text
+
+
+def _host(text: str) -> str:
+    """A domain as a path segment."""
+    if not text.isascii() or not text.replace(".", "").replace("-", "").isalnum():
+        raise InvalidRequest(f"{text!r:.80} is no domain", path="domain", expected="shop.example")
     return text
 
 

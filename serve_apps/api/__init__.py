@@ -19,7 +19,17 @@ from starlette.exceptions import HTTPException
 from actors.handles import Handles
 from manta import __version__
 from manta.errors import InvalidRequest, MantaError
-from serve_apps.api import campaigns, exports, imports, keys, people, segments, templates, view
+from serve_apps.api import (
+    campaigns,
+    domains,
+    exports,
+    imports,
+    keys,
+    people,
+    segments,
+    templates,
+    view,
+)
 from serve_apps.api.description import describe
 from serve_apps.auth import Authenticator
 from serve_apps.limits import App, Guard, Message, Receive, Scope, Send
@@ -56,7 +66,7 @@ def create_api(handles: Handles, authenticator: Authenticator, public_url: str) 
     api.state.workshop = Workshop()
     api.state.views = view.Views(handles, public_url)
     api.state.intake = imports.Intake()
-    for room in (imports, exports, people, segments, templates, campaigns, keys, view):
+    for room in (imports, exports, people, segments, templates, campaigns, domains, keys, view):
         api.include_router(room.router)
 
     document = describe(api, PREFIX)
