@@ -36,6 +36,8 @@ from manta.people.suppressions import (
     suppressing,
 )
 
+IN_BAND = "smtp"  # the source of suppressions that the SMTP dialogue itself caused
+
 
 class Sent(NamedTuple):
     """A message that went out ``at`` an instant. ``person``: who it was for; ``send_to``: of a
@@ -53,6 +55,42 @@ class Failure(NamedTuple):
     sent: Sent
     bounce_class: str
     evidence: str
+
+
+class Refusal(NamedTuple):
+    """A message that was refused in the SMTP dialogue; ``expired``: refused for now, until its time
+    was over."""
+
+    subscriber_id: int
+    message_key: int
+    bounce_class: str
+    reply: str
+    expired: bool = False
+
+
+def suppress_refused(
+    database: Database, context: Context, refusals: Sequence[Refusal]
+) -> Suppressing:
+    """The same for messages that are being settled: they went out since they were leased."""
+    told = [
+        refusal
+        for refusal in refusals
+        if refusal.bounce_class == BounceClass.SOFT
+        or (refusal.bounce_class == BounceClass.HARD and not refusal.expired)
+    ]
+    if not told:
+        return Suppressing((), (), {})
+    rows = database.rows(
+        "SELECT subscriber_id, message_key, send_to, changed_at FROM ledger"
+        f" WHERE {among([refusal.subscriber_id for refusal in told])}",
+    )
+    leased = {(row[0], row[1]): row[2:] for row in rows}
+    failures = []
+    for subscriber_id, message_key, bounce_class, reply, _ in told:
+        send_to, at = leased[subscriber_id, message_key]
+        sent = Sent(subscriber_id, message_key, subscriber_id, at or context.now, send_to)
+        failures.append(Failure(sent, bounce_class, reply))
+    return suppress_failed(database, context, failures, IN_BAND)
 
 
 def suppress_failed(

@@ -8,6 +8,9 @@ Time alone moves a lease no further than to ``orphaned`` (``Orphan``), which say
 to read the Sender's journal. That reader fences the journal, tells the shard (``FenceSender``: no
 lease of the old incarnation can be granted behind its back), reads, and says what the journal
 proves (``ResolveOrphans``). A crash anywhere in between leaves the rows orphaned for the next try.
+
+A refusal that says something about its address suppresses it in the same commit
+(``manta.delivery.failures``).
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import pyarrow.compute as pc
 
 from manta.command import Change, Context, Database, Decision, Op
 from manta.delivery.campaign import CampaignPlan, CampaignState, Kind
+from manta.delivery.failures import Refusal, suppress_refused
 from manta.delivery.ledger import Policy, State, move
 from manta.delivery.outcomes import (
     OUTCOME_SCHEMA,
@@ -41,6 +45,7 @@ RESEND_ATTEMPTS_MAX = 5  # then it stays uncertain under `resend` too
 
 _KEY = ("subscriber_id", "message_key")
 _TIMESTAMP = pa.timestamp("us")
+_REFUSED = (State.FAILED, State.EXPIRED)
 
 
 @dataclass(frozen=True)
@@ -196,6 +201,11 @@ class _Landing(NamedTuple):
     due_at: datetime | None
     attempts: int
 
+    @property
+    def refusal(self) -> Refusal:
+        said, ref = self.outcome, (self.row.subscriber_id, self.row.message_key)
+        return Refusal(*ref, said.bounce_class, said.reply, self.state is State.EXPIRED)
+
 
 class _Campaign(NamedTuple):
     state: str
@@ -227,7 +237,11 @@ def _settle(
     accepted = [x for x in landings if x.state is State.ACCEPTED and x.row.kind != Kind.TEST]
     if accepted:
         changes.append(_sent_events(accepted))
-    return Decision(answer, tuple(changes))
+    if len(accepted) == len(landings):
+        return Decision(answer, tuple(changes))
+    refusals = [x.refusal for x in landings if x.outcome.bounce_class and x.state in _REFUSED]
+    done = suppress_refused(database, context, refusals)
+    return Decision(answer, (*changes, *done.changes), done.pushes)
 
 
 def _confirmed(
