@@ -1,63 +1,519 @@
-"""One mail from outside → what it is."""
+"""One mail from outside → what it is.
+
+The one reader of all that comes to our return paths, feedback addresses and unsubscribe addresses.
+It tells apart bounces, warnings of delay, success reports, complaints, automatic replies,
+challenges, read receipts, wishes to unsubscribe, and what people wrote; names the recipients that
+a bounce is about, and everything that says which of our mails it is about. The last is only the
+sender's word: whoever acts on it proves it by the signed return path that the mail came to.
+
+The invariant: a mail that is not surely a bounce or a complaint names no recipient, so nobody is
+suppressed by a vacation notice, by a person who quotes a bounce, or by a warning. `read` is
+bounded in what it looks at and never raises, whatever the bytes are.
+"""
 
 from __future__ import annotations
 
+import functools
+import tomllib
 from enum import StrEnum
-from typing import NamedTuple
+from importlib import resources
+from typing import Any, NamedTuple
 
+import re2
+
+from manta.delivery import bounce
+from manta.delivery.bounce import Action, Prose, Recipient
+from manta.delivery.feedback import NO_COMPLAINT, NOT_SPAM, feedback_of
+from manta.delivery.mailparts import Fields, Part, parse, split_fields, words_of
 from manta.delivery.observations import BounceClass
+
+TEXT_CHARACTERS_MAX = 100_000  # of a mail's own text
+RETURNED_FIELDS_MAX = 60
+RETURNED_VALUE_CHARACTERS_MAX = 1_000
+_WORDING_CHARACTERS_MAX = 4_000  # of a text in which wordings are looked for
 
 
 class ArrivalKind(StrEnum):
     BOUNCE = "bounce"  # the recipients with action `failed` were refused
     DELAY = "delay"  # a warning: nobody is suppressed
-    DELIVERED = "delivered"  # a success DSN: delivered, relayed or expanded
+    DELIVERED = "delivered"  # a success report: delivered, relayed or expanded
     COMPLAINT = "complaint"
     NOT_SPAM = "not_spam"  # the opposite of a complaint
     UNSUBSCRIBE = "unsubscribe"  # the text asks for it; the inbox also decides by its address
-    AUTO_REPLY = "auto_reply"  # out of office and the like
+    AUTO_REPLY = "auto_reply"  # out of office and the like (RFC 3834)
     CHALLENGE = "challenge"  # asks the sender to confirm
     READ_RECEIPT = "read_receipt"  # RFC 8098
     OTHER = "other"  # what a person wrote, or what cannot be told
 
 
-class Action(StrEnum):
-    """RFC 3464 §2.3.3."""
-
-    FAILED = "failed"
-    DELAYED = "delayed"
-    DELIVERED = "delivered"
-    RELAYED = "relayed"
-    EXPANDED = "expanded"
-
-
-class Recipient(NamedTuple):
-    address: str
-    action: Action
-    status: str  # enhanced code, "" where none is given
-    diagnostic: str  # the server's words, on one line, cut
-    category: str
-    bounce_class: BounceClass
-
-
 class Original(NamedTuple):
-    """Every place where the mail we sent may be named. All of it is the reporter's word."""
+    """Every place where the mail that we sent may be named. All of it is the sender's word."""
 
     message_id: str = ""  # without angle brackets
     return_path: str = ""
-    recipient: str = ""
-    envelope_id: str = ""
+    recipient: str = ""  # To of the returned mail
+    envelope_id: str = ""  # ENVID of RFC 3461
     headers: tuple[tuple[str, str], ...] = ()  # of the returned mail, names in lower case
 
 
 class Arrival(NamedTuple):
+    """``recipients`` is empty unless ``kind`` is BOUNCE, DELAY, DELIVERED, COMPLAINT or NOT_SPAM.
+    ``feedback_type`` is ARF's: abuse, fraud, opt-out, not-spam ..."""
+
     kind: ArrivalKind
     recipients: tuple[Recipient, ...] = ()
     original: Original = Original()
-    feedback_type: str = ""  # of ARF: abuse, fraud, opt-out, not-spam, ...
+    feedback_type: str = ""
     subject: str = ""
 
 
+class Wordings:
+    """Patterns of `data/arrivals.toml`, one automaton for each list."""
+
+    def __init__(self, document: dict[str, dict[str, list[str]]]) -> None:
+        self._sets: dict[tuple[str, str], Any] = {}
+        for kind, lists in document.items():
+            for name, patterns in lists.items():
+                options = re2.Options()
+                options.never_capture = True
+                options.log_errors = False
+                options.max_mem = 32 << 20
+                patterns_set = re2.Set.SearchSet(options)
+                for pattern in patterns:
+                    patterns_set.Add(pattern)
+                patterns_set.Compile()
+                self._sets[kind, name] = patterns_set
+
+    def has(self, kind: str, name: str, text: str) -> bool:
+        """``text`` as `plain` writes it."""
+        return bool(text) and bool(self._sets[kind, name].Match(text))
+
+
+@functools.cache
+def wordings() -> Wordings:
+    text = resources.files("manta.delivery").joinpath("data/arrivals.toml").read_text("utf-8")
+    return Wordings(tomllib.loads(text))
+
+
+_QUOTES = str.maketrans("", "", "'`’‘´")
+
+
+def plain(text: str) -> str:
+    """Text as wordings are looked for in it: lower case, one line, without apostrophes."""
+    return " ".join(text[:_WORDING_CHARACTERS_MAX].split()).lower().translate(_QUOTES)
+
+
+class _Mail(NamedTuple):
+    """What the decisions look at."""
+
+    root: Part
+    fields: Fields
+    sender: str
+    subject: str
+    prose: Prose
+    said: str  # what the prose says, as `plain` writes it
+    parts: dict[str, Part]  # the first of each type
+
+    @property
+    def own_addresses(self) -> frozenset[str]:
+        """Who wrote this mail, and whom it was written to."""
+        names = ("from", "to", "cc", "reply-to", "return-path", "delivered-to", "x-original-to")
+        values = " ".join(self.fields.get(name) for name in names)
+        return frozenset(address.lower() for address in bounce.addresses_in(values))
+
+
 def read(raw: bytes) -> Arrival:
-    """What this mail is. Bounded; never raises."""
-    raise NotImplementedError
+    """What this mail is. Bounded in time and memory; never raises."""
+    mail = _mail(_unwrapped(parse(raw)))
+    original = _original(mail)
+    for decide in (_as_complaint, _as_report, _as_receipt, _as_prose_bounce, _as_plain_complaint):
+        arrival = decide(mail, original)
+        if arrival is not None:
+            return arrival._replace(subject=mail.subject)
+    return Arrival(_as_written(mail), (), original, "", mail.subject)
+
+
+def _unwrapped(root: Part) -> Part:
+    """The report that a gateway put into another report as a whole; else the mail itself."""
+    if root.parameters.get("report-type", "").lower() != "delivery-status":
+        return root
+    kinds = {part.content_type for part in root.walk()}
+    if "message/delivery-status" in kinds:
+        return root
+    for part in root.walk():
+        if part.content_type == "message/rfc822" and part.parts:
+            inside = part.parts[0]
+            if any(deeper.content_type == "message/delivery-status" for deeper in inside.walk()):
+                return inside
+    return root
+
+
+def _mail(root: Part) -> _Mail:
+    parts: dict[str, Part] = {}
+    texts: dict[str, list[str]] = {"text/plain": [], "text/html": []}
+    for part in root.walk():
+        parts.setdefault(part.content_type, part)
+        if part.content_type in texts and not part.parts:
+            texts[part.content_type].append(part.text()[:TEXT_CHARACTERS_MAX])
+    text = "\n\n".join(texts["text/plain"])
+    if not text.strip():
+        text = "\n\n".join(texts["text/html"])
+    if not text.strip():
+        text = root.raw
+    prose = bounce.split_prose(text[:TEXT_CHARACTERS_MAX])
+    return _Mail(
+        root,
+        root.fields,
+        words_of(root.fields.get("from")).lower(),
+        words_of(root.fields.get("subject")),
+        prose,
+        plain("\n".join(prose.lines)),
+        parts,
+    )
+
+
+# ------------------------------------------------------------------ the mail it is about
+
+
+def _returned_fields(mail: _Mail) -> Fields:
+    for kind in ("message/rfc822", "message/global", "message/news"):
+        part = mail.parts.get(kind)
+        if part is not None and part.parts:
+            return part.parts[0].fields
+    for kind in ("text/rfc822-headers", "message/global-headers", "message/rfc822-headers"):
+        part = mail.parts.get(kind)
+        if part is not None:
+            fields, _ = split_fields(part.text().lstrip("\n"))
+            return fields
+    lines = mail.prose.returned.split("\n")[:300]
+    for number, line in enumerate(lines):
+        name = line.lstrip("> |\t")[:40].lower()
+        if name.startswith(
+            ("received:", "return-path:", "from:", "message-id:", "date:", "to:", "subject:")
+        ):
+            prefix = line[: len(line) - len(line.lstrip("> |\t"))]
+            block = [near.removeprefix(prefix) for near in lines[number:]]
+            fields, _ = split_fields("\n".join(block))
+            return fields
+    return Fields([])
+
+
+def _original(mail: _Mail) -> Original:
+    returned = _returned_fields(mail)
+    answered = mail.fields.get("in-reply-to") or mail.fields.get("references")
+    message_id = _id(returned.get("message-id"))
+    if not message_id and not returned.all:
+        message_id = _id(answered)
+    report = mail.parts.get("message/delivery-status")
+    envelope_id = ""
+    if report is not None:
+        fields, _ = split_fields(report.text().lstrip("\n"))
+        envelope_id = fields.get("original-envelope-id")
+    return Original(
+        message_id,
+        _first_address(returned.get("return-path")),
+        _first_address(returned.get("to")),
+        envelope_id[:RETURNED_VALUE_CHARACTERS_MAX],
+        tuple(
+            (name, value[:RETURNED_VALUE_CHARACTERS_MAX])
+            for name, value in returned.all[:RETURNED_FIELDS_MAX]
+        ),
+    )
+
+
+def _id(value: str) -> str:
+    value = value.strip()
+    if "<" in value:
+        value = value.rpartition("<")[2].partition(">")[0]
+    return value.split()[0][:RETURNED_VALUE_CHARACTERS_MAX] if value.split() else ""
+
+
+def _first_address(value: str) -> str:
+    return next(iter(bounce.addresses_in(value)), "")
+
+
+# ------------------------------------------------------------------ complaints
+
+
+def _as_complaint(mail: _Mail, original: Original) -> Arrival | None:
+    part = mail.parts.get("message/feedback-report")
+    if part is None:
+        return None
+    feedback = feedback_of(part)
+    if feedback.feedback_type in NO_COMPLAINT:
+        return Arrival(ArrivalKind.OTHER, (), original, feedback.feedback_type)
+    is_good = feedback.feedback_type in NOT_SPAM
+    kind = ArrivalKind.NOT_SPAM if is_good else ArrivalKind.COMPLAINT
+    original = original._replace(
+        return_path=original.return_path or feedback.return_path,
+        envelope_id=original.envelope_id or feedback.envelope_id,
+    )
+    named = feedback.recipients or _complained_to(original)
+    return Arrival(kind, _complained(named, kind), original, feedback.feedback_type or "abuse")
+
+
+def _complained_to(original: Original) -> tuple[str, ...]:
+    """Who complained, where the report does not say: the one the mail was written to."""
+    headers = dict(reversed(original.headers))
+    for name in ("x-hmxmroriginalrecipient", "x-original-to", "delivered-to", "x-rcpt-to", "to"):
+        found = bounce.addresses_in(headers.get(name, ""))
+        if len(found) == 1:
+            return tuple(found)
+    return ()
+
+
+def _complained(addresses: tuple[str, ...], kind: ArrivalKind) -> tuple[Recipient, ...]:
+    is_complaint = kind is ArrivalKind.COMPLAINT
+    bounce_class = BounceClass.COMPLAINT if is_complaint else BounceClass.NONE
+    return tuple(
+        Recipient(address, Action.DELIVERED, "", "", "", bounce_class) for address in addresses
+    )
+
+
+def _as_plain_complaint(mail: _Mail, original: Original) -> Arrival | None:
+    """Hotmail's JMRP and others forward the mail itself, with a header or a subject that says so."""
+    headers = dict(original.headers)
+    marked = "x-hmxmroriginalrecipient" in mail.fields or "x-hmxmroriginalrecipient" in headers
+    if not original.headers:
+        return None
+    about = plain(f"{_first_address(mail.sender) or mail.sender} {mail.subject}")
+    if not marked and not wordings().has("feedback", "plain", about):
+        return None
+    named = _complained_to(original)
+    marked_address = _first_address(mail.fields.get("x-hmxmroriginalrecipient"))
+    named = (marked_address,) if marked_address else named
+    recipients = _complained(named, ArrivalKind.COMPLAINT)
+    return Arrival(ArrivalKind.COMPLAINT, recipients, original, "abuse")
+
+
+# ------------------------------------------------------------------ bounces
+
+
+def _as_report(mail: _Mail, original: Original) -> Arrival | None:
+    part = mail.parts.get("message/delivery-status") or mail.parts.get(
+        "message/global-delivery-status"
+    )
+    if part is None:
+        return None
+    recipients = bounce.report_recipients(part)
+    if not recipients:
+        return _as_prose_bounce(mail, original, is_report=True)
+    explained = [_explained(recipient, mail.prose) for recipient in recipients]
+    actions = {recipient.action for recipient in explained}
+    if Action.FAILED in actions:
+        kind = ArrivalKind.BOUNCE
+    elif Action.DELAYED in actions:
+        kind = ArrivalKind.DELAY
+    else:
+        kind = ArrivalKind.DELIVERED
+    return Arrival(kind, tuple(explained), original)
+
+
+def _explained(recipient: Recipient, prose: Prose) -> Recipient:
+    """With the reason that only the prose says, where the report's fields say none."""
+    if recipient.action not in (Action.FAILED, Action.DELAYED) or recipient.category != _UNKNOWN:
+        return recipient
+    found = bounce.prose_addresses(prose, frozenset())
+    for index, place in enumerate(found):
+        if place.address.lower() == recipient.address.lower():
+            words = bounce.diagnostic_of(prose, found, index)
+            better = bounce.judged(recipient.address, recipient.action, recipient.status, words)
+            if better.category != _UNKNOWN:
+                return better
+    return recipient
+
+
+_UNKNOWN = "Uncategorized"
+
+
+def _as_receipt(mail: _Mail, original: Original) -> Arrival | None:
+    part = mail.parts.get("message/disposition-notification")
+    if part is None:
+        return None
+    fields, _ = split_fields(part.text().lstrip("\n"))
+    disposition = fields.get("disposition").lower()
+    is_refusal = disposition.startswith("automatic-action") and "displayed" not in disposition
+    if is_refusal and wordings().has("bounce", "texts", mail.said):
+        # Sieve's `reject` (RFC 5429 §2.1.1) refuses by a read receipt.
+        recipients = bounce.recipients_of_fields(part.text())
+        if recipients:
+            failed = [
+                bounce.judged(found.address, Action.FAILED, "", _reason(mail))
+                for found in recipients
+            ]
+            return Arrival(ArrivalKind.BOUNCE, tuple(failed), original)
+    return Arrival(ArrivalKind.READ_RECEIPT, (), original)
+
+
+def _reason(mail: _Mail) -> str:
+    return bounce.one_line(" ".join(mail.prose.lines[:40]))
+
+
+def _as_prose_bounce(mail: _Mail, original: Original, is_report: bool = False) -> Arrival | None:
+    if not is_report and not _is_bounce(mail):
+        return None
+    is_delay = _is_delay(mail)
+    action = Action.DELAYED if is_delay else Action.FAILED
+    recipients = tuple(_prose_recipients(mail, original, action))
+    return Arrival(ArrivalKind.DELAY if is_delay else ArrivalKind.BOUNCE, recipients, original)
+
+
+def _is_bounce(mail: _Mail) -> bool:
+    """Whether a system says that mail was not delivered.
+
+    Who writes, the subject and the text are three witnesses; two of them make a bounce, and the
+    text must be one unless a field names the failed recipients. People who answer or forward
+    (RFC 5322 §3.6.4) write no bounces."""
+    words = wordings()
+    if "x-failed-recipients" in mail.fields:
+        return True
+    is_daemon = _is_daemon(mail)
+    subject = plain(mail.subject)
+    is_answer = subject.startswith(_ANSWERS) and not is_daemon
+    if is_answer and ("in-reply-to" in mail.fields or "references" in mail.fields):
+        return False
+    if words.has("auto_reply", "subjects", subject) and not is_daemon:
+        return False
+    by_subject = words.has("bounce", "subjects", subject) or words.has("delay", "subjects", subject)
+    if not words.has("bounce", "texts", mail.said) and not words.has("delay", "texts", mail.said):
+        return is_daemon and by_subject and bool(mail.prose.returned or original_of(mail))
+    return is_daemon or by_subject
+
+
+def original_of(mail: _Mail) -> bool:
+    return "message/rfc822" in mail.parts or "text/rfc822-headers" in mail.parts
+
+
+_ANSWERS = (
+    "re:",
+    "fw:",
+    "fwd:",
+    "aw:",
+    "wg:",
+    "tr:",
+    "sv:",
+    "rv:",
+    "antw:",
+    "r:",
+    "i:",
+    "回复",
+    "转发",
+)
+
+
+def _is_daemon(mail: _Mail) -> bool:
+    return_path = mail.fields.get("return-path").strip()
+    if return_path == "<>" or "mailer-daemon" in return_path.lower():
+        return True
+    return wordings().has("bounce", "senders", mail.sender) or not mail.sender
+
+
+def _is_delay(mail: _Mail) -> bool:
+    words = wordings()
+    subject = plain(mail.subject)
+    said = words.has("delay", "texts", mail.said)
+    if words.has("delay", "not_texts", mail.said) and not words.has("delay", "subjects", subject):
+        return False
+    return said
+
+
+def _prose_recipients(mail: _Mail, original: Original, action: Action) -> list[Recipient]:
+    inside = bounce.recipients_of_fields("\n".join(mail.prose.lines))
+    if inside and any("final-recipient" in line.lower() for line in mail.prose.lines):
+        return inside
+    named = bounce.addresses_in(mail.fields.get("x-failed-recipients"))
+    found = bounce.prose_addresses(mail.prose, _not_recipients(mail, original))
+    known, guessed = _names_completed(mail, original)
+    if known and all(place.weight < 3 for place in found):
+        found = []
+    reason = _general_reason(mail)
+    recipients: list[Recipient] = []
+    placed = {place.address.lower(): index for index, place in enumerate(found)}
+    addresses = named or [place.address for place in found]
+    addresses = addresses or known or _last_resort(mail, original) or guessed
+    for address in addresses[: bounce.RECIPIENTS_MAX]:
+        index = placed.get(address.lower())
+        own = bounce.diagnostic_of(mail.prose, found, index) if index is not None else ""
+        recipients.append(_judged(address, action, own, reason))
+    return recipients
+
+
+def _judged(address: str, action: Action, own: str, reason: str) -> Recipient:
+    first = bounce.judged(address, action, "", own or reason)
+    if first.category != _UNKNOWN or not own:
+        return first
+    second = bounce.judged(address, action, "", reason)
+    return second if second.category != _UNKNOWN else first
+
+
+def _general_reason(mail: _Mail) -> str:
+    """What the text says beside addresses: lines with a code first."""
+    coded = [line for line in mail.prose.lines if bounce.has_code(line)]
+    return bounce.one_line(" ".join(coded)) if coded else ""
+
+
+def _not_recipients(mail: _Mail, original: Original) -> frozenset[str]:
+    headers = dict(reversed(original.headers))
+    values = " ".join(
+        headers.get(name, "") for name in ("from", "sender", "return-path", "reply-to")
+    )
+    return mail.own_addresses | {address.lower() for address in bounce.addresses_in(values)}
+
+
+def _names_completed(mail: _Mail, original: Original) -> tuple[list[str], list[str]]:
+    """Mailbox names that stand without a domain, with the one of the returned mail's header, or of
+    the system that writes."""
+    names = bounce.names_alone(mail.prose)
+    known = bounce.addresses_in(" ".join(value for _, value in original.headers)[:20_000])
+    same = [a for a in known if a.partition("@")[0].lower() in {name.lower() for name in names}]
+    domain = _first_address(mail.sender).rpartition("@")[2]
+    guessed = [f"{name}@{domain}" for name in names] if domain and len(names) == 1 else []
+    return same, guessed
+
+
+def _last_resort(mail: _Mail, original: Original) -> list[str]:
+    """Whom the returned mail was written to, if that is one person, and not at our own place."""
+    own_domains = {address.rpartition("@")[2] for address in mail.own_addresses}
+    headers = dict(reversed(original.headers))
+    for field in ("x-original-to", "delivered-to", "to"):
+        found = bounce.addresses_in(headers.get(field, ""))
+        if len(found) == 1 and found[0].lower().rpartition("@")[2] not in own_domains:
+            return found
+    return []
+
+
+# ------------------------------------------------------------------ what is no bounce
+
+
+def _as_written(mail: _Mail) -> ArrivalKind:
+    words = wordings()
+    subject = plain(mail.subject)
+    if words.has("challenge", "subjects", subject) and words.has("challenge", "texts", mail.said):
+        return ArrivalKind.CHALLENGE
+    if _is_automatic(mail.fields) or words.has("auto_reply", "subjects", subject):
+        return ArrivalKind.AUTO_REPLY
+    if words.has("unsubscribe", "subjects", subject):
+        return ArrivalKind.UNSUBSCRIBE
+    if not subject and words.has("unsubscribe", "texts", mail.said):
+        return ArrivalKind.UNSUBSCRIBE
+    return ArrivalKind.OTHER
+
+
+def _is_automatic(fields: Fields) -> bool:
+    """RFC 3834 §5, and the fields that came before it."""
+    submitted = fields.get("auto-submitted").strip().lower()
+    if submitted and not submitted.startswith("no"):
+        return True
+    if fields.get("precedence").strip().lower() in ("auto_reply", "auto-reply", "junk"):
+        return True
+    names = (
+        "x-autoreply",
+        "x-autorespond",
+        "x-autoreply-from",
+        "x-auto-response",
+        "x-autoresponder",
+    )
+    return any(name in fields for name in names) or bool(
+        fields.get("x-auto-response-suppress")
+        and fields.get("x-ms-exchange-generated-message-source")
+    )
