@@ -70,6 +70,8 @@ class DnsServer:
         self.ttl_s = ttl_s
         self.negative_ttl_s = negative_ttl_s
         self.asked: Counter[tuple[str, str]] = Counter()
+        self._known_parents: frozenset[str] = frozenset()
+        self._counted = (0, 0)
         self._loop = asyncio.new_event_loop()
         self._up = threading.Event()
         self._fault: BaseException | None = None
@@ -192,13 +194,25 @@ class DnsServer:
             _, _, parent = parent.partition(".")
         return None
 
+    def _parents(self) -> frozenset[str]:
+        """Names that have none of their own but names below: they exist (RFC 8020)."""
+        if self._counted != (id(self.zone), len(self.zone)):
+            parents = {
+                name.split(".", cut)[-1]
+                for name in self.zone
+                for cut in range(1, name.count(".") + 1)
+            }
+            self._known_parents = frozenset(parents)
+            self._counted = (id(self.zone), len(self.zone))
+        return self._known_parents
+
     def _fill(
         self, response: dns.message.Message, name: dns.name.Name, kind: dns.rdatatype.RdataType
     ) -> None:
         for _ in range(CHAIN_MAX):
             text = name.canonicalize().to_text(omit_final_dot=True)
             entry = self._entry(text)
-            if entry is None and not any(known.endswith("." + text) for known in self.zone):
+            if entry is None and text not in self._parents():
                 response.set_rcode(dns.rcode.NXDOMAIN)
             if entry is None or isinstance(entry, Trouble):
                 break

@@ -36,7 +36,7 @@ from manta.errors import InvalidRequest
 from manta.settings import DnsSettings
 
 CACHE_ENTRIES_MAX = 200_000
-QUESTIONS_MAX = 200  # on the wire at once; more wait their turn
+QUESTIONS_MAX = 100  # on the wire at once; more wait their turn
 RECORDS_MAX = 100  # of one answer
 RECORD_CHARACTERS_MAX = 4_096
 CHAIN_MAX = 8  # CNAMEs on the way to a record
