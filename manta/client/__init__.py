@@ -319,6 +319,16 @@ class Client:
     def remove_domain(self, domain: str) -> None:
         self._http.send("DELETE", f"/domains/{_host(domain)}")
 
+    # -- shaping -----------------------------------------------------------------------------------
+
+    def shaping(self) -> Document:
+        """The operator's shaping text (``text``) and the ``version`` of what holds with it."""
+        return _document(self._http.get("/delivery/shaping"))
+
+    def set_shaping(self, text: str) -> Document:
+        """Lay a shaping file (docs/shaping.md) over the one that comes with Manta, at once."""
+        return _document(self._http.put("/delivery/shaping", {"text": text}))
+
     # -- keys --------------------------------------------------------------------------------------
 
     def create_key(self, name: str, scopes: Iterable[str]) -> Document:

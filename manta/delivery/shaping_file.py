@@ -257,13 +257,13 @@ def _rule(path: Path, table: Table) -> Rule:
     if action is ActionKind.PAUSE and scope is not RuleScope.CAMPAIGN:
         _refuse((*path, "scope"), f"pause does not act on a {scope}", "campaign, or suspend")
     threshold, period_s = _trigger((*path, "trigger"), table.get("trigger", "at once"))
-    duration_s = duration((*path, "duration"), table["duration"], DURATION_S_MIN, DURATION_S_MAX)
+    acts_s = _duration((*path, "duration"), table["duration"], DURATION_S_MIN, DURATION_S_MAX)
     limits = _limits(path, table, action, scope)
     examples = _texts((*path, "example"), table, PATTERNS_MAX, EXAMPLE_CHARACTERS_MAX) or ()
     counter = _texts((*path, "counter_example"), table, PATTERNS_MAX, EXAMPLE_CHARACTERS_MAX) or ()
     _check_examples(path, patterns, examples, counter)
     return Rule(
-        name, patterns, action, scope, duration_s, threshold, period_s, limits, examples, counter
+        name, patterns, action, scope, acts_s, threshold, period_s, limits, examples, counter
     )
 
 
@@ -340,18 +340,23 @@ def _trigger(path: Path, value: Any) -> tuple[int, float]:
     count = int(found[1])
     if not 1 <= count <= THRESHOLD_MAX:
         _refuse(path, f"{count:,} replies", f"1 to {THRESHOLD_MAX:,}")
-    period_s = duration(path, found[2], 1.0, PERIOD_S_MAX)
+    period_s = _duration(path, found[2], 1.0, PERIOD_S_MAX)
     return (count, period_s) if count > 1 else (1, 0.0)
 
 
 # -- single values ---------------------------------------------------------------------------------
 
 
-def duration(path: Path, value: Any, least_s: float, most_s: float) -> float:
-    found = _DURATION.fullmatch(value) if isinstance(value, str) else None
-    if found is None:
+def duration_s(text: object) -> float | None:
+    """Seconds of "30s", "90m", "2h" or "7d"; None where it is none of these."""
+    found = _DURATION.fullmatch(text) if isinstance(text, str) else None
+    return int(found[1]) * _UNITS_S[found[2]] if found else None
+
+
+def _duration(path: Path, value: Any, least_s: float, most_s: float) -> float:
+    seconds = duration_s(value)
+    if seconds is None:
         _refuse(path, f"{_shown(value)} is no duration", '"30s", "90m", "2h" or "7d"')
-    seconds = int(found[1]) * _UNITS_S[found[2]]
     if not least_s <= seconds <= most_s:
         _refuse(path, f"{value} is out of bounds", f"{least_s:g} s to {most_s / 86_400:g} days")
     return seconds
