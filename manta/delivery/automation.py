@@ -277,7 +277,7 @@ def rehearse(shaping: Shaping, observed: Iterable[Observed]) -> list[Replayed]:
     running = _Running()
     done: list[_Run] = []
     for each in observed:
-        if each.seen in _ATTEMPTS:
+        if each.seen in _ATTEMPTS and not each.is_internal:
             running.meet(each)
         for trigger in automation.observe(each):
             done.append(running.begin(each.occurred_at, trigger))

@@ -61,11 +61,12 @@ def recorded(connection: Connection, since: datetime, shaping: Shaping) -> Itera
 
 def _observed(row: tuple[Any, ...], domains: dict[int, str], shaping: Shaping) -> Observed:
     at, state, source, provider, domain, campaign, bounce, category, code, reply, messages = row
+    seen = _SEEN[State(state)]
     provider = provider or shaping.provider_of(domain) or domain
     is_known = provider in shaping.providers
     return Observed(
         at,
-        _SEEN[State(state)],
+        seen,
         domains.get(campaign or 0, ""),
         source,
         provider,
@@ -75,7 +76,7 @@ def _observed(row: tuple[Any, ...], domains: dict[int, str], shaping: Shaping) -
         category,
         code,
         reply,
-        is_internal=code == 0,
+        is_internal=code == 0 and seen is not Seen.ACCEPTED,
         messages=messages,
     )
 
