@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import logging
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
@@ -53,6 +54,7 @@ _TO_THE_NEXT = (
 _SERVER = re.compile(r"(?:\[([^\[\]]*)\]|([^:\[\]]*))(?::(\d{1,5}))?")
 
 Server = tuple[str, int]
+logger = logging.getLogger("manta.actors")
 
 
 class DnsClient:
@@ -160,7 +162,11 @@ class DnsClient:
                 return await self._follow(dns.name.from_text(name), kind)
         except TimeoutError:
             return Answer(Found.TROUBLE, detail="no answer in time")
-        except (dns.exception.DNSException, ValueError, UnicodeError) as fault:
+        except (dns.exception.DNSException, ValueError) as fault:
+            return Answer(Found.TROUBLE, detail=_said(fault))
+        except Exception as fault:
+            # A parser that meets bytes its authors did not think of must not stop those who asked.
+            logger.exception("asking the DNS for %r failed", name)
             return Answer(Found.TROUBLE, detail=_said(fault))
 
     async def _follow(self, name: dns.name.Name, kind: RdataType) -> Answer:

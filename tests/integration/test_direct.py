@@ -10,6 +10,7 @@ from dataclasses import replace
 from random import Random
 
 import pytest
+import uvloop
 from aiosmtpd.smtp import SMTP
 
 from actors.io.dns import DnsClient
@@ -149,11 +150,17 @@ async def _closed(server) -> None:
     await asyncio.sleep(0.01)  # aiosmtpd ends its tasks after the loop sees the close
 
 
-@pytest.fixture
-async def net(authority) -> AsyncIterator[Net]:
+@contextlib.asynccontextmanager
+async def made_net(authority: Authority) -> AsyncIterator[Net]:
     async with contextlib.AsyncExitStack() as stack:
         server = stack.enter_context(dns_server({}))
         yield Net(server, authority, stack)
+
+
+@pytest.fixture
+async def net(authority) -> AsyncIterator[Net]:
+    async with made_net(authority) as made:
+        yield made
 
 
 def lane_of(site: Site) -> Lane:
@@ -609,3 +616,26 @@ async def test_an_exchanger_with_too_many_addresses_is_bounded(net):
     assert len(list(net.connector(resolver)._order(routes))) == 6
     reply = await refused(net.connector(resolver), resolver, "a.test")
     assert reply.code == 0 and reply.text.startswith("mx")
+
+
+# -- uvloop, which Ray's actors run on -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        test_the_next_exchanger_takes_over_and_the_dead_one_comes_last,
+        test_it_connects_from_the_source_s_address,
+        test_encryption_by_mode_and_certificate,
+        test_broken_tls_falls_back_to_clear_text_and_is_remembered,
+        test_an_enforced_policy_wants_a_valid_certificate,
+        test_aliases_in_a_circle_and_exchangers_that_are_the_domain_again,
+    ],
+)
+def test_on_uvloop(scenario, authority):
+    async def run() -> None:
+        async with made_net(authority) as net:
+            await scenario(net)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())

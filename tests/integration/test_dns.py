@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
+import dns.exception
+import dns.message
 import pytest
+from dns.rdatatype import RdataType
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from actors.io.dns import DnsClient, servers_of
+from actors.io.dns import DnsClient, _read, servers_of
 from manta.clock import ManualClock
 from manta.delivery.sites import Answer, Found
 from manta.errors import InvalidRequest
@@ -153,6 +158,46 @@ async def test_a_crowd_of_questions_ends_in_time_where_nobody_answers(server, cl
     answers = await asyncio.gather(*(client.mx(f"x{i}.dead.test") for i in range(600)))
     assert {answer.found for answer in answers} == {Found.TROUBLE}
     assert asyncio.get_running_loop().time() - began_s < 3.0
+
+
+SPOILT = st.tuples(
+    st.lists(st.tuples(st.integers(2, 300), st.binary(max_size=4)), max_size=6), st.integers(0, 300)
+)
+
+
+def spoilt(wire: bytes, how: tuple[list[tuple[int, bytes]], int]) -> bytes:
+    """A true message with bytes overwritten behind its id, and cut."""
+    said = bytearray(wire)
+    for at, new in how[0]:
+        said[at : at + len(new)] = new
+    return bytes(said[: len(said) - how[1]] if how[1] < len(said) else said)
+
+
+@given(SPOILT)
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+async def test_a_server_that_says_anything_gets_no_more_than_an_answer(server, how):
+    answer = server.answer
+    server.answer = lambda wire, bytes_max: spoilt(answer(wire, bytes_max) or b"", how)
+    try:
+        client = DnsClient(DnsSettings((server.address,), 0.02), ManualClock())
+        async with asyncio.timeout(2):
+            for ask in (client.mx, client.txt, client.addresses):
+                found = await ask("a.test")
+                assert (found.found is Found.RECORDS) is bool(found.records)
+    finally:
+        server.answer = answer
+
+
+@given(SPOILT, st.sampled_from(["a.test", "alias.test", "gone.test"]))
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+def test_a_message_that_can_be_parsed_is_read(server, how, name):
+    query = dns.message.make_query(name, "MX")
+    try:
+        said = dns.message.from_wire(spoilt(server.answer(query.to_wire(), 9_999), how))
+        answer, _ = _read(said, RdataType.MX)
+    except dns.exception.DNSException:
+        return  # trouble
+    assert (answer.found is Found.RECORDS) is bool(answer.records)
 
 
 def test_servers_are_addresses():
