@@ -1,37 +1,45 @@
-"""How fast mail may leave: permits and connections, per egress source and per lane.
+"""How fast mail may leave: permits and connections, for each lane, within all that limits it.
 
-A **lane** is (source, site). A source has limits of its own (what one relay or address may send in
-all), a lane may have narrower ones (what one mailbox provider takes); a grant needs room in both.
-Permits are GCRA permits that lapse after ``PERMIT_VALID_S``; connections are held for
+A permit passes up to three gates: what the source may send in all, what it may send the provider,
+and what it may send the site (``manta.delivery.gates``). Actions of the law narrow them
+(``terms``), a cold source has a quota (``warmup``), and the sources of a pool take turns
+(``pools``). Permits lapse after ``PERMIT_VALID_S``; connections are held for
 ``CONNECTION_VALID_S`` at a time and count as closed when their Sender does not ask again, so the
 share of a dead Sender comes back by itself.
 
-**Authority.** Two processes that both believe to be the Throttle must never grant together more
-than the limits. The one that may grant is the one that holds the journal: it grants only within
-``AUTHORITY_S`` of the *beginning* of its last confirmed journal append. A new incarnation appends
-its epoch entry, which ends the power of the former, and then waits ``TAKEOVER_WAIT_S``: the
-former's last confirmation began before that entry, its last grant came at most ``AUTHORITY_S``
-later, its last permit lapsed ``PERMIT_VALID_S`` after that. Its buckets then start empty. So losing
-a Throttle can only send less. Nothing here is stored: only the epoch is.
+Which process may decide this at all is ``manta.delivery.authority``'s. Nothing here is stored but
+the last law and what the quotas have set aside.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any, NamedTuple
 
+from manta.delivery.actions import Action
+from manta.delivery.connections import CONNECTION_VALID_S, Claimant
+from manta.delivery.gates import PERMIT_VALID_S, Gate, GateKey, Gates
 from manta.delivery.gcra import Bucket
 from manta.delivery.lanes import Lane, Limits
-from manta.errors import InvalidRequest
+from manta.delivery.law import Law
+from manta.delivery.pools import Rotation, Turn
+from manta.delivery.shaping import Shaping, builtin, parse
+from manta.delivery.taken import Takings
+from manta.delivery.terms import Terms, campaign_bucket, terms_of
+from manta.delivery.warmup import Quota, Warmup
+from manta.delivery.ways import Ways
+from manta.errors import InvalidRequest, Overloaded
 
-PERMIT_VALID_S = 3.0
-CONNECTION_VALID_S = 30.0
-AUTHORITY_S = 5.0
-HEARTBEAT_S = 2.0
-TAKEOVER_WAIT_S = AUTHORITY_S + PERMIT_VALID_S
 GRANT_MAX = 10_000
 WAIT_S_MIN = 0.02
+WAIT_SUSPENDED_S_MAX = 30.0  # an undone action is noticed by then
+WAIT_RESERVE_S = 0.1
+BATCH_S = 0.25  # who waits for permits waits for as many as come in this time
+TERMS_MAX = 100_000
+ROTATIONS_MAX = 20_000
+ROTATION_IDLE_S = 60.0
+SHOWN_MAX = 1_000
 
 
 class Grant(NamedTuple):
@@ -63,198 +71,330 @@ class Connections(NamedTuple):
 NO_GRANT = Grant(0, 0.0, 1.0)
 
 
-@dataclass(frozen=True)
-class Authority:
-    """Whether this process may grant. Times are monotonic seconds.
-
-    ``since_s`` is when the epoch entry was confirmed; ``has_predecessor`` whether there ever was
-    another epoch.
-    """
-
-    since_s: float
-    has_predecessor: bool
-    confirmed_s: float = float("-inf")
-
-    def confirmed(self, began_s: float) -> Authority:
-        """After an append that began at ``began_s`` was stored."""
-        return Authority(self.since_s, self.has_predecessor, max(self.confirmed_s, began_s))
-
-    def wait_s(self, now_s: float) -> float:
-        """Seconds of the take-over wait that are left."""
-        if not self.has_predecessor:
-            return 0.0
-        return max(0.0, self.since_s + TAKEOVER_WAIT_S - now_s)
-
-    def may_grant(self, now_s: float) -> bool:
-        return not self.wait_s(now_s) and now_s - self.confirmed_s < AUTHORITY_S
-
-    def wants_heartbeat(self, now_s: float) -> bool:
-        return now_s - self.confirmed_s >= HEARTBEAT_S
-
-
-@dataclass
-class _Gate:
-    """One set of limits at work: of a source, or of a lane."""
-
-    limits: Limits
-    bucket: Bucket
-    wanted: dict[str, int] = field(default_factory=dict)  # by Sender
-    held: dict[str, int] = field(default_factory=dict)
-    until_s: dict[str, float] = field(default_factory=dict)
-
-    def drop_lapsed(self, now_s: float) -> None:
-        for sender in [s for s, until_s in self.until_s.items() if until_s <= now_s]:
-            self.forget(sender)
-
-    def forget(self, sender: str) -> None:
-        for table in (self.wanted, self.held, self.until_s):
-            table.pop(sender, None)
-
-    def room_for(self, sender: str, wanted: int) -> int:
-        """Connections for a Sender: its equal share, and never more than the others leave."""
-        others = sum(count for other, count in self.held.items() if other != sender)
-        share = fair_share(self.limits.connections_max, self.wanted | {sender: wanted}, sender)
-        return max(0, min(share, self.limits.connections_max - others))
-
-    def hold(self, sender: str, wanted: int, held: int, now_s: float) -> None:
-        if wanted == 0:
-            self.forget(sender)
-            return
-        self.wanted[sender] = wanted
-        self.held[sender] = held
-        self.until_s[sender] = now_s + CONNECTION_VALID_S
-
-
 class Budgets:
-    """The limits of all lanes and what of them is in use. ``now_s`` is monotonic everywhere.
+    """All limits and what of them is in use. ``now_s`` is monotonic everywhere, ``now`` an instant.
 
-    ``sources``: limits by source name. ``lanes``: narrower limits of single lanes.
     ``empty_at_s``: when all buckets were empty, for every incarnation but the very first.
+    ``reserves``: the documents that earlier incarnations have stored of their quotas.
     """
 
     def __init__(
         self,
         sources: Mapping[str, Limits],
-        lanes: Mapping[Lane, Limits] | None = None,
+        ways: Ways | None = None,
         *,
         empty_at_s: float | None,
+        law: Law | None = None,
+        reserves: Iterable[Mapping[str, Any]] = (),
     ) -> None:
-        self._limits_of_sources = dict(sources)
-        self._limits_of_lanes = dict(lanes or {})
-        self._empty_at_s = empty_at_s
-        self._sources: dict[str, _Gate] = {}
-        self._lanes: dict[Lane, _Gate] = {}
-        # A Sender's connections in all lanes of a source add up to its hold on the source:
-        # (Sender, source) → site → (wanted, held, until).
-        self._holds: dict[tuple[str, str], dict[str, tuple[int, int, float]]] = {}
+        self._sources = dict(sources)
+        self._ways = ways or Ways()
+        self._law = Law()
+        self._shaping: Shaping = builtin()
+        self._trouble = ""
+        self._gates = Gates(empty_at_s)
+        self._terms: dict[Lane, Terms] = {}
+        self._changes_at = datetime.max  # when the next action ends
+        self._now = datetime.min
+        self._rotations: dict[tuple[str, str], Rotation] = {}
+        self._takings: dict[tuple[str, Lane], Takings] = {}
+        self._campaign_buckets: dict[tuple[int, int], Bucket] = {}  # action, campaign
+        self.warmup = Warmup(self._ways.cold_since, reserves)
         self.granted = 0
+        if law is not None:
+            self.obey(law)
 
-    def grant(self, sender: str, lane: Lane, wanted: int, now_s: float, unused: int = 0) -> Grant:
-        """Permits to send now. ``unused``: permits of this Sender's last grant on the lane that it
-        will never use."""
-        gates = self._gates(lane, now_s)
-        for gate in gates:
-            gate.bucket = gate.bucket.put_back(unused)
+    # -- the law -----------------------------------------------------------------------------------
+
+    @property
+    def law(self) -> Law:
+        return self._law
+
+    def obey(self, law: Law) -> bool:
+        """From now on this law holds; False: it is older than the one that holds already.
+
+        A shaping text that cannot be read leaves the shaping as it is, and is shown.
+        """
+        if law.version < self._law.version:
+            return False
+        if law.shaping_text != self._law.shaping_text or self._trouble:
+            self._trouble = ""
+            try:
+                self._shaping = parse(law.shaping_text, builtin())
+            except InvalidRequest as error:
+                self._trouble = f"the operator's shaping: {error}"
+        self._law = law
+        acting = {action.id for action in law.actions}
+        self._campaign_buckets = {
+            key: bucket for key, bucket in self._campaign_buckets.items() if key[0] in acting
+        }
+        self._renew()
+        return True
+
+    def _renew(self) -> None:
+        """All terms are made anew when next asked for."""
+        self._terms.clear()
+        ends = [action.until for action in self._law.active(self._now)]
+        self._changes_at = min(ends, default=datetime.max)
+
+    # -- permits -----------------------------------------------------------------------------------
+
+    def grant(
+        self,
+        sender: str,
+        lane: Lane,
+        wanted: int,
+        now_s: float,
+        unused: int = 0,
+        now: datetime | None = None,
+    ) -> Grant:
+        """Permits to send now. ``unused``: permits of this Sender on this lane that it will never
+        use. ``now`` may be left out where nothing depends on the day."""
+        terms = self._terms_of(lane, now_s, now)
+        rotation = self._rotation(lane)
+        takings = self._takings.get((sender, lane))
+        if unused > 0 and takings is not None:
+            back = takings.put_back(unused, now_s)
+            if rotation is not None:
+                rotation.put_back(lane.source, back)
         wanted = min(wanted, GRANT_MAX)
-        permits = min([wanted, *(gate.bucket.available(now_s) for gate in gates)])
+        if terms.bounces_all:  # nothing of it is sent, so it costs nothing
+            self._takings.pop((sender, lane), None)
+            return Grant(wanted, PERMIT_VALID_S, 0.0, (), False, terms.bounces)
+        quota = self.warmup.quota(lane.source, lane.provider, self._now)
+        is_cold = quota is not None and not quota.is_warm
+        room = min([gate.bucket.available(now_s) for gate in terms.gates])
+        if quota is not None and is_cold:
+            self._hold_day(quota, terms)
+            room = min(room, quota.room())
+        turn = Turn(min(wanted, room))
+        if rotation is not None:
+            turn = rotation.turn(lane.source, wanted, room, now_s)
+        permits, without = self._of_campaigns(terms, turn.permits, now_s)
+        warming = is_cold and self._has_warm_member(lane)
         if permits <= 0:
-            wait_s = max(gate.bucket.wait_s(now_s) for gate in gates)
-            return Grant(0, 0.0, max(wait_s, WAIT_S_MIN))
-        for gate in gates:
-            _, gate.bucket = gate.bucket.take(permits, now_s)
-        self.granted += permits
-        wait_s = max(gate.bucket.wait_s(now_s) for gate in gates) if permits < wanted else 0.0
-        return Grant(permits, PERMIT_VALID_S, wait_s)
+            wait_s = max(self._wait_s(terms, quota, wanted, now_s), turn.wait_s)
+            return Grant(0, 0.0, wait_s, without, warming, terms.bounces)
+        self._take(sender, lane, terms, quota, permits, now_s)
+        if rotation is not None:
+            rotation.took(lane.source, permits, now_s)
+        wait_s = self._wait_s(terms, quota, wanted, now_s) if permits < wanted else 0.0
+        return Grant(permits, PERMIT_VALID_S, wait_s, without, warming, terms.bounces)
 
-    def hold(self, sender: str, lane: Lane, wanted: int, now_s: float) -> Connections:
+    def _take(
+        self,
+        sender: str,
+        lane: Lane,
+        terms: Terms,
+        quota: Quota | None,
+        permits: int,
+        now_s: float,
+    ) -> None:
+        for gate in terms.gates:
+            gate.bucket.take(permits, now_s)
+            gate.used_s = now_s
+        if quota is not None:
+            is_first = quota.last_sent != self._now.date()
+            quota.use(permits)
+            if is_first or quota.wants_reserve:
+                self.warmup.touch(quota)
+        takings = self._takings.get((sender, lane))
+        if takings is None:
+            takings = self._takings[sender, lane] = Takings()
+        takings.took(permits, terms.gates, quota, now_s, self._now)
+        self.granted += permits
+
+    def _of_campaigns(
+        self, terms: Terms, permits: int, now_s: float
+    ) -> tuple[int, tuple[int, ...]]:
+        """A campaign with a limit of its own has its turn when its bucket is full: then the grant
+        is no larger than the bucket and counts against it as a whole, whoever is in it."""
+        if not terms.campaign_limits or permits <= 0:
+            return permits, terms.without
+        waiting = []
+        admitted = []
+        for limit in terms.campaign_limits:
+            if limit.bucket.is_full(now_s) and limit.bucket.available(now_s):
+                permits = min(permits, limit.bucket.burst)
+                admitted.append(limit.bucket)
+            else:
+                waiting.append(limit.campaign_id)
+        for bucket in admitted:
+            bucket.take(permits, now_s)
+        return permits, tuple(sorted({*terms.without, *waiting}))
+
+    def _hold_day(self, quota: Quota, terms: Terms) -> None:
+        if terms.is_slowed and not quota.is_held:
+            quota.is_held = True
+            self.warmup.touch(quota)
+        if quota.wants_reserve:
+            self.warmup.touch(quota)
+
+    def _has_warm_member(self, lane: Lane) -> bool:
+        members = self._ways.pools.get(lane.pool, ())
+        return any(
+            not self.warmup.is_cold(source, lane.provider, self._now)
+            for source in members
+            if source != lane.source
+        )
+
+    def _wait_s(self, terms: Terms, quota: Quota | None, wanted: int, now_s: float) -> float:
+        """Until it is worth asking again."""
+        if terms.suspended_until is not None:
+            left_s = (terms.suspended_until - self._now).total_seconds()
+            return min(max(left_s, WAIT_S_MIN), WAIT_SUSPENDED_S_MAX)
+        waits_s = [WAIT_S_MIN]
+        for gate in terms.gates:
+            bucket = gate.bucket
+            batch = min(wanted, bucket.burst // 2, int(bucket.rate_per_s * BATCH_S))
+            waits_s.append(min(bucket.wait_s(now_s, batch), WAIT_SUSPENDED_S_MAX))
+        if quota is not None and not quota.is_warm and not quota.room():
+            waits_s.append(max(quota.wait_s(), WAIT_RESERVE_S))
+        return max(waits_s)
+
+    # -- connections -------------------------------------------------------------------------------
+
+    def hold(
+        self, sender: str, lane: Lane, wanted: int, now_s: float, now: datetime | None = None
+    ) -> Connections:
         """How many connections the Sender may hold on the lane from now on (0 wanted: it has
         closed them). It may be fewer than it holds: it then closes the rest."""
-        source, *narrower = self._gates(lane, now_s)
-        holds = self._holds.setdefault((sender, lane.source), {})
-        for site in [s for s, (_, _, until_s) in holds.items() if until_s <= now_s]:
-            del holds[site]
-        holds.pop(lane.site, None)
-        elsewhere_wanted = sum(hold[0] for hold in holds.values())
-        elsewhere_held = sum(hold[1] for hold in holds.values())
-        held = source.room_for(sender, elsewhere_wanted + wanted) - elsewhere_held
-        held = max(0, min([wanted, held, *(gate.room_for(sender, wanted) for gate in narrower)]))
-        for gate in narrower:
-            gate.hold(sender, wanted, held, now_s)
-        source.hold(sender, elsewhere_wanted + wanted, elsewhere_held + held, now_s)
-        if wanted:
-            holds[lane.site] = (wanted, held, now_s + CONNECTION_VALID_S)
-        messages = min(gate.limits.messages_per_connection for gate in (source, *narrower))
-        return Connections(held, CONNECTION_VALID_S, messages)
+        terms = self._terms_of(lane, now_s, now)
+        claimant = Claimant(sender, lane)
+        rooms = []
+        for gate in terms.gates:
+            gate.shares.drop_lapsed(now_s)
+            rooms.append(gate.shares.room(claimant, wanted, gate.limits.connections_max, now_s))
+        held = min(rooms)
+        for place, gate in enumerate(terms.gates):
+            # What another gate does not allow is not claimed here: it would only block others.
+            others = [room for other, room in enumerate(rooms) if other != place]
+            gate.shares.hold(claimant, min([wanted, *others]), held, now_s)
+            gate.used_s = now_s
+        return Connections(held, CONNECTION_VALID_S, terms.messages_per_connection, terms.tls)
 
     def forget(self, sender: str) -> None:
         """A Sender that is known to be dead: its connections are gone."""
-        for gate in (*self._sources.values(), *self._lanes.values()):
-            gate.forget(sender)
-        for key in [key for key in self._holds if key[0] == sender]:
-            del self._holds[key]
+        self._gates.forget(sender)
+        for key in [key for key in self._takings if key[0] == sender]:
+            del self._takings[key]
 
-    def set_limits(self, lane: Lane, limits: Limits | None, now_s: float) -> None:
-        """Narrow a lane, or (``None``) lift what was narrowed. What is available stays so."""
-        if limits is None:
-            self._limits_of_lanes.pop(lane, None)
-            self._lanes.pop(lane, None)
-            return
-        self._limits_of_lanes[lane] = limits
-        gate = self._lanes.get(lane)
-        if gate is not None:
-            gate.bucket = gate.bucket.changed(limits.rate_per_s, limits.burst, now_s)
-            gate.limits = limits
+    # -- what holds for a lane ---------------------------------------------------------------------
 
-    def status(self, now_s: float) -> dict[str, object]:
-        return {
-            "granted": self.granted,
-            "sources": {
-                name: {
-                    "rate_per_s": gate.limits.rate_per_s,
-                    "available": gate.bucket.available(now_s),
-                    "connections": sum(gate.held.values()),
-                    "connections_max": gate.limits.connections_max,
-                }
-                for name, gate in self._sources.items()
-            },
+    def _terms_of(self, lane: Lane, now_s: float, now: datetime | None) -> Terms:
+        if now is not None and now > self._now:
+            self._now = now
+            if now >= self._changes_at:
+                self._renew()
+        terms = self._terms.get(lane)
+        return terms if terms is not None else self._made_terms(lane, now_s)
+
+    def _made_terms(self, lane: Lane, now_s: float) -> Terms:
+        own = self._sources.get(lane.source)
+        if own is None:
+            raise InvalidRequest(
+                f"no egress source {lane.source!r:.80}",
+                path="lane.source",
+                expected=", ".join(sorted(self._sources)) or "none is set up",
+            )
+        if self._gates.is_crowded or len(self._terms) >= TERMS_MAX:
+            self._sweep(now_s)
+        if self._gates.is_full:
+            raise Overloaded("too many lanes are in use at once")
+        usual: tuple[Limits, Limits | None, Limits | None] = (own, None, None)
+        tls = "opportunistic"
+        if lane.source in self._ways.direct:
+            shaped = self._shaping.of(lane.provider, lane.site, lane.source)
+            usual = (own, shaped.limits_of_provider, shaped.limits_of_site)
+            tls = shaped.tls
+
+        def gate_of(key: GateKey, limits: Limits, is_usual: bool) -> Gate:
+            return self._gates.get(key, limits, now_s, is_usual=is_usual)
+
+        def bucket_of(action: Action, campaign_id: int) -> Bucket:
+            key = (action.id, campaign_id)
+            bucket = self._campaign_buckets.get(key)
+            if bucket is None:
+                bucket = self._campaign_buckets[key] = campaign_bucket(action, now_s)
+            return bucket
+
+        actions = self._law.covering(lane, self._now)
+        terms = terms_of(lane, usual, tls, actions, gate_of, bucket_of)
+        self._terms[lane] = terms
+        return terms
+
+    def _rotation(self, lane: Lane) -> Rotation | None:
+        """Whose turn it is in a pool; None where there is nothing to choose."""
+        key = (lane.pool, lane.site)
+        rotation = self._rotations.get(key)
+        if rotation is None:
+            weights = self._ways.pools.get(lane.pool, {})
+            if len(weights) < 2 or lane.source not in weights:
+                return None
+            rotation = self._rotations[key] = Rotation(weights)
+        return rotation
+
+    def _sweep(self, now_s: float) -> None:
+        self._gates.sweep(now_s)
+        self._terms.clear()
+        self._rotations = {
+            key: rotation
+            for key, rotation in self._rotations.items()
+            if now_s - rotation.used_s < ROTATION_IDLE_S
+        }
+        self._takings = {
+            key: takings for key, takings in self._takings.items() if not takings.is_old(now_s)
         }
 
-    def _gates(self, lane: Lane, now_s: float) -> list[_Gate]:
-        """The source's gate and, where the lane has limits of its own, the lane's."""
-        source = self._sources.get(lane.source)
-        if source is None:
-            limits = self._limits_of_sources.get(lane.source)
-            if limits is None:
-                raise InvalidRequest(
-                    f"no egress source {lane.source!r:.80}",
-                    path="lane.source",
-                    expected=", ".join(sorted(self._limits_of_sources)) or "none is set up",
-                )
-            source = self._sources[lane.source] = self._gate(limits, now_s)
-        gates = [source]
-        if lane in self._limits_of_lanes:
-            gate = self._lanes.get(lane)
-            if gate is None:
-                gate = self._lanes[lane] = self._gate(self._limits_of_lanes[lane], now_s)
-            gates.append(gate)
-        for gate in gates:
-            gate.drop_lapsed(now_s)
-        return gates
+    # -- for people --------------------------------------------------------------------------------
 
-    def _gate(self, limits: Limits, now_s: float) -> _Gate:
-        rate_per_s, burst = limits.rate_per_s, limits.burst
-        if self._empty_at_s is None:
-            return _Gate(limits, Bucket.full(rate_per_s, burst, now_s))
-        return _Gate(limits, Bucket.empty(rate_per_s, burst, self._empty_at_s))
+    def status(self, now_s: float, now: datetime | None = None) -> dict[str, Any]:
+        """JSON-ready. Of lanes and rotations at most ``SHOWN_MAX`` each."""
+        if now is not None:
+            self._now = max(self._now, now)
+        return {
+            "granted": self.granted,
+            "law": {
+                "version": self._law.version,
+                "actions": len(self._law.active(self._now)),
+                "shaping": self._shaping.version,
+                "trouble": self._trouble,
+            },
+            "gates": len(self._gates),
+            "sources": {
+                key.source: _shown(gate, now_s)
+                for key, gate in self._gates.items()
+                if not key.provider
+            },
+            "lanes": [
+                self._lane_status(lane, terms, now_s)
+                for lane, terms in list(self._terms.items())[-SHOWN_MAX:]
+            ],
+            "pools": [
+                {"pool": pool, "site": site, "members": rotation.status(now_s)}
+                for (pool, site), rotation in list(self._rotations.items())[-SHOWN_MAX:]
+            ],
+            "warmup": self.warmup.status(self._now),
+        }
+
+    def _lane_status(self, lane: Lane, terms: Terms, now_s: float) -> dict[str, Any]:
+        narrowest = min(terms.gates, key=lambda gate: gate.limits.rate_per_s)
+        return {
+            **lane._asdict(),
+            **_shown(narrowest, now_s),
+            "available": min(gate.bucket.available(now_s) for gate in terms.gates),
+            "connections": min(gate.shares.held for gate in terms.gates),
+            "connections_max": min(gate.limits.connections_max for gate in terms.gates),
+            "causes": list(terms.causes),
+            "without": list(terms.without),
+            "bounces": [list(bounce) for bounce in terms.bounces],
+        }
 
 
-def fair_share(total: int, wanted: Mapping[str, int], mine: str) -> int:
-    """My part when ``total`` is shared equally and nobody gets more than wanted (max-min
-    fairness); ties go by name, so that the parts always add up."""
-    left = total
-    for position, name in enumerate(sorted(wanted, key=lambda name: (wanted[name], name))):
-        part = min(wanted[name], -(-left // (len(wanted) - position)))
-        if name == mine:
-            return part
-        left -= part
-    return 0
+def _shown(gate: Gate, now_s: float) -> dict[str, Any]:
+    return {
+        "rate_per_s": gate.limits.rate_per_s,
+        "available": gate.bucket.available(now_s),
+        "connections": gate.shares.held,
+        "connections_max": gate.limits.connections_max,
+    }

@@ -1,0 +1,114 @@
+"""Terms: what holds for one lane now, of settings, shaping and law taken together.
+
+They are made when a lane is first asked for and again after the law, the shaping or the set of
+acting actions has changed; then a grant only looks at them. An action narrows the gate that its
+scope names: the source's, the provider's or the site's; where a relay has no such gate it gets one
+while the action lasts. An action about campaigns leaves the gates alone: it names the campaigns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from math import ceil
+
+from manta.delivery.actions import Action, ActionKind
+from manta.delivery.gates import BOUNDLESS, PACE, Gate, GateKey, keys_of, narrowed
+from manta.delivery.gcra import Bucket
+from manta.delivery.lanes import Lane, Limits
+
+GateOf = Callable[[GateKey, Limits, bool], Gate]  # key, limits, whether it is there in quiet times
+
+
+@dataclass(frozen=True, slots=True)
+class CampaignLimit:
+    """A campaign that may be leased only in turns: all permits of a grant that may hold it count
+    against its bucket."""
+
+    campaign_id: int
+    bucket: Bucket
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """``causes`` of narrower limits, for people. ``is_slowed``: an action holds the whole lane
+    back. ``suspended_until``: the end of the last suspension, None where there is none."""
+
+    gates: tuple[Gate, ...]
+    tls: str
+    messages_per_connection: int
+    without: tuple[int, ...]
+    bounces: tuple[tuple[int, str], ...]
+    campaign_limits: tuple[CampaignLimit, ...]
+    causes: tuple[str, ...]
+    is_slowed: bool
+    suspended_until: datetime | None
+
+    @property
+    def bounces_all(self) -> bool:
+        return any(campaign_id == 0 for campaign_id, _ in self.bounces)
+
+
+def terms_of(
+    lane: Lane,
+    usual: tuple[Limits, Limits | None, Limits | None],
+    tls: str,
+    actions: Iterable[Action],
+    gate_of: GateOf,
+    bucket_of: Callable[[Action, int], Bucket],
+) -> Terms:
+    """``usual``: the limits of the source, of the provider and of the site; None: no gate.
+    ``actions``: those that cover the lane and are active."""
+    acting = list(actions)
+    whole = [a for a in acting if not is_about_campaigns(a)]
+    slowing = [a for a in whole if a.kind in (ActionKind.SUSPEND, ActionKind.LIMIT)]
+    gates = []
+    for place, (key, limits) in enumerate(zip(keys_of(lane), usual, strict=True)):
+        narrowing = [a for a in slowing if _place(a) == place]
+        if limits is not None or narrowing:
+            bounds = narrowed(limits or BOUNDLESS, narrowing)
+            gates.append(gate_of(key, bounds, limits is not None))
+    suspensions = [a.until for a in slowing if a.kind is ActionKind.SUSPEND]
+    about = [(a, c) for a in acting if is_about_campaigns(a) for c in campaigns_of(a)]
+    suspended = {c for a, c in about if a.kind in (ActionKind.SUSPEND, ActionKind.PAUSE)}
+    bouncing = [(0, a.cause) for a in whole if a.kind is ActionKind.BOUNCE]
+    bouncing += [(c, a.cause) for a, c in about if a.kind is ActionKind.BOUNCE]
+    bounced = dict(reversed(bouncing))  # of several causes the first
+    limited = [
+        CampaignLimit(c, bucket_of(a, c))
+        for a, c in about
+        if a.kind is ActionKind.LIMIT and a.limits.rate_per_s is not None and c not in suspended
+    ]
+    return Terms(
+        tuple(gates),
+        tls,
+        min(gate.limits.messages_per_connection for gate in gates),
+        tuple(sorted(suspended - bounced.keys())),
+        tuple(sorted(bounced.items())),
+        tuple(limited),
+        tuple(dict.fromkeys(a.cause for a in acting)),
+        bool(slowing),
+        max(suspensions, default=None),
+    )
+
+
+def is_about_campaigns(action: Action) -> bool:
+    return bool(action.scope.campaign_id or action.scope.sending_domain)
+
+
+def campaigns_of(action: Action) -> set[int]:
+    own = {action.scope.campaign_id} if action.scope.campaign_id else set()
+    return own | set(action.campaigns)
+
+
+def campaign_bucket(action: Action, now_s: float) -> Bucket:
+    """It begins empty: nobody knows what the campaign has just sent."""
+    rate_per_s = max(0.0, min(action.limits.rate_per_s or 0.0, BOUNDLESS.rate_per_s))
+    return Bucket.empty(rate_per_s * PACE, max(1, ceil(rate_per_s)), now_s)
+
+
+def _place(action: Action) -> int:
+    """Which of ``keys_of`` an action narrows: 0 the source's gate, 1 the provider's, 2 the
+    site's."""
+    return 2 if action.scope.site else 1 if action.scope.provider else 0
