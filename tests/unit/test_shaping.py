@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import string
+from dataclasses import fields
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +15,9 @@ from hypothesis import strategies as st
 
 from manta.delivery.actions import ActionKind, Narrower
 from manta.delivery.lanes import Limits
-from manta.delivery.shaping import Shaping, parse
-from manta.delivery.shaping_file import FILE_BYTES_MAX, line_in
-from manta.delivery.shaping_values import Rate, RuleScope, Section, line_of
+from manta.delivery.shaping import Shaping, builtin, parse
+from manta.delivery.shaping_file import _RULE_KEYS, FILE_BYTES_MAX, line_in
+from manta.delivery.shaping_values import Bounds, Rate, RuleScope, Section, line_of
 from manta.errors import InvalidRequest
 
 BASE = parse(
@@ -299,6 +302,17 @@ def test_many_of_everything_is_refused() -> None:
     for text in (rules, providers):
         with pytest.raises(InvalidRequest, match=r"2,001 rules|501 tables"):
             parse(text, BASE)
+
+
+def test_the_example_of_the_reference_is_right_and_names_every_key() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "shaping.md").read_text()
+    (block,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    shaping = parse(block, builtin())
+    assert shaping.of("partner").tls == "verified"
+    assert shaping.of("google", "", "new-ip").limits_of_site.connections_max == 1
+    assert "try-later" not in [rule.name for rule in shaping.rules_of("google")]
+    keys = [f.name for f in fields(Bounds)] + [*_RULE_KEYS, "title", "exchangers", "domains"]
+    assert [key for key in keys if f"`{key}`" not in text] == []
 
 
 def test_lines_are_found_in_what_people_write() -> None:
