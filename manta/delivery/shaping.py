@@ -22,7 +22,8 @@ from importlib.resources import files
 from typing import TypeVar
 
 from manta.delivery.lanes import Limits
-from manta.delivery.shaping_file import File, Path, read, refusal
+from manta.delivery.shaping_file import File, read, refusal
+from manta.delivery.shaping_places import Path
 from manta.delivery.shaping_values import (
     Bounds,
     Provider,

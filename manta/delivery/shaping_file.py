@@ -19,6 +19,7 @@ import re2
 
 from manta.delivery.actions import ActionKind, Narrower
 from manta.delivery.lanes import OTHERS
+from manta.delivery.shaping_places import Path, line_in, path_text
 from manta.delivery.shaping_values import (
     PROGRAM_STEPS_MAX,
     Bounds,
@@ -61,7 +62,6 @@ _PROVIDER = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 _RULE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,62})(\.[a-z0-9_][a-z0-9_-]{0,62})+")
 
-Path = tuple[str | int, ...]
 Table = Mapping[str, Any]
 _Word = TypeVar("_Word", ActionKind, RuleScope)
 
@@ -107,18 +107,6 @@ def refusal(text: str, path: Path, message: str, expected: str = "") -> InvalidR
     where = path_text(path)
     said = f"line {line}: {where}: {message}" if line else f"{where}: {message}"
     return InvalidRequest(said, path=where, expected=expected, line=line)
-
-
-def path_text(path: Path) -> str:
-    """As one would write it in TOML; entries of a list are counted from 1."""
-    parts = []
-    for part in path:
-        if isinstance(part, int):
-            parts.append(f"[{part + 1}]")
-        else:
-            shown = part if re.fullmatch(r"[A-Za-z0-9_-]{1,100}", part) else f'"{part:.100}"'
-            parts.append(f".{shown}" if parts else shown)
-    return "".join(parts)
 
 
 def _refuse(path: Path, message: str, expected: str = "") -> Never:
@@ -445,51 +433,3 @@ def _known(path: Path, table: Table, known: Iterable[str]) -> None:
 
 def _shown(value: Any) -> str:
     return f"{value!r:.80}"
-
-
-# -- lines -----------------------------------------------------------------------------------------
-
-
-def line_in(text: str, path: Path) -> int:
-    """The line that a path of keys is on: of its key, else of its table; 0 where neither is found.
-
-    A scan of headers and keys, not a parser: it may miss what is written in unusual ways.
-    """
-    counts: dict[Path, int] = {}
-    table: Path = ()
-    best = 0
-    best_depth = 0
-    for number, line in enumerate(text.splitlines(), 1):
-        stripped = line.strip()
-        if stripped.startswith("["):
-            names = _keys(stripped)
-            if names is None:
-                continue
-            table = names
-            if stripped.startswith("[["):
-                counts[names] = counts.get(names, -1) + 1
-                table = (*names, counts[names])
-            here = table
-        else:
-            names = _keys(stripped.partition("=")[0]) if "=" in stripped else None
-            if names is None:
-                continue
-            here = (*table, *names)
-        if len(here) > best_depth and here == path[: len(here)]:
-            best, best_depth = number, len(here)
-    return best
-
-
-def _keys(text: str) -> Path | None:
-    """The names in a header or before an equals sign."""
-    header = text if text.startswith("[") else f"{text} = 0"
-    try:
-        found: Any = tomllib.loads(header)
-    except (ValueError, RecursionError):
-        return None
-    names: list[str] = []
-    while isinstance(found, dict) and found:
-        name, found = next(iter(found.items()))
-        names.append(name)
-        found = found[0] if isinstance(found, list) and found else found
-    return tuple(names) or None

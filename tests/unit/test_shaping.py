@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from manta.delivery.actions import ActionKind, Narrower
 from manta.delivery.lanes import Limits
 from manta.delivery.shaping import Shaping, builtin, parse
-from manta.delivery.shaping_file import _RULE_KEYS, FILE_BYTES_MAX, line_in
+from manta.delivery.shaping_file import _RULE_KEYS, FILE_BYTES_MAX
+from manta.delivery.shaping_places import line_in
 from manta.delivery.shaping_values import Bounds, Rate, RuleScope, Section, line_of
 from manta.errors import InvalidRequest
 
