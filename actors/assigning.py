@@ -1,37 +1,79 @@
 """Who sends what: lanes with due rows are given to Senders, as the shards report them.
 
-Owns the shards' last reports of work, in memory alone: shards report again whatever is lost, and a
-Director that has just started asks them. **Invariant:** a report, or a Sender that has become
-ready, is followed by a round of assigning that begins after it; a lane that nobody takes is offered
-again. Assigning twice is harmless: a Sender that has the lane looks again for rows.
+Owns the shards' last reports of work and what the Resolver said of domains, in memory alone: shards
+report again whatever is lost, and a Director that has just started asks them. **Invariant:** a
+report, or a Sender that has become ready, is followed by a round of assigning that begins after it;
+a lane that nobody takes is offered again. Assigning twice is harmless: a Sender that has the lane
+looks again for rows.
+
+Domains are looked up beside the rounds, a bounded number at a time: a slow DNS holds up nothing but
+the domains that it is asked for.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
 from actors.handles import Calls
 from manta.clock import Clock
-from manta.delivery.directing import choose_senders
+from manta.delivery.assignments import (
+    Assignment,
+    Due,
+    choose_senders,
+    direct_assignments,
+    due_by_pool,
+    relay_assignments,
+)
 from manta.delivery.hooks import Work
+from manta.delivery.lanes import Site
+from manta.settings import Settings
 
-ASSIGN_TIMEOUT_S = 3.0
+ASSIGN_TIMEOUT_S = 5.0
 GATHER_S = 0.02
+COST_SHARE = 0.1  # of this process's time, at most, for working lanes out
 AGAIN_S = 1.0
 SILENT_S = 30.0  # a Sender that did not take a lane comes last for so long
+RESOLVE_TIMEOUT_S = 30.0
+RESOLVE_DOMAINS_MAX = 200  # in one call
+RESOLVE_CALLS_MAX = 4
+SITE_VALID_S = 60.0  # the Resolver keeps what the DNS says for longer, and changes its mind
+UNKNOWN_AGAIN_S = 10.0  # a domain whose site could not be told
+SITES_MAX = 50_000
+DOMAINS_SHOWN = 100
 logger = logging.getLogger("manta.actors")
 
 
-class Assigner:
-    """``senders`` are the roles that may be asked."""
+class Providers(Protocol):
+    """What is needed of ``manta.delivery.shaping.Shaping``."""
 
-    def __init__(self, calls: Calls, clock: Clock, senders: Sequence[str]) -> None:
+    def provider_of(self, domain: str, exchangers: Iterable[str] = ()) -> str | None: ...
+
+
+class Assigner:
+    """``senders`` are the roles that may be asked; ``settings`` say what the ways out are."""
+
+    def __init__(
+        self,
+        calls: Calls,
+        clock: Clock,
+        senders: Sequence[str],
+        settings: Settings,
+        providers: Providers,
+    ) -> None:
         self.reports: dict[int, list[Work]] = {}
         self._calls = calls
         self._clock = clock
         self._senders = senders
+        self._pools = settings.ways_out
+        self._direct = {source.name for source in settings.egress if source.kind == "direct"}
+        self._providers = providers
+        self._sites: OrderedDict[str, tuple[float, Site | None]] = OrderedDict()
+        self._looked_up: set[str] = set()
+        self._look_ups: set[asyncio.Task[None]] = set()
         self._silent_until_s: dict[str, float] = {}
         self._wanted = False
         self._round: asyncio.Task[None] | None = None
@@ -49,10 +91,30 @@ class Assigner:
         self._silent_until_s.pop(sender, None)
         self._assign_soon()
 
+    def replace(self, providers: Providers) -> None:
+        """The law has changed whose domains are whose."""
+        self._providers = providers
+        self._sites.clear()
+        self._assign_soon()
+
+    def status(self) -> dict[str, object]:
+        """``unknown_domains``: due, and their site cannot be told now."""
+        pools = due_by_pool(self.reports)
+        unknown = sorted(domain for domain, (_, site) in self._sites.items() if site is None)
+        return {
+            "due": {pool: sum(sum(d.values()) for d in due.values()) for pool, due in pools.items()},
+            "unknown_ways_out": sorted(pools.keys() - self._pools.keys()),
+            "unknown_domains": unknown[:DOMAINS_SHOWN],
+            "silent_senders": sorted(self._silent()),
+        }
+
     async def stop(self) -> None:
-        if self._round is not None:
-            self._round.cancel()
-            await asyncio.gather(self._round, return_exceptions=True)
+        tasks = [*self._look_ups, *([self._round] if self._round is not None else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # -- rounds ------------------------------------------------------------------------------------
 
     def _assign_soon(self) -> None:
         self._wanted = True
@@ -65,45 +127,123 @@ class Assigner:
         while self._wanted:
             await asyncio.sleep(pause_s)
             self._wanted = False  # what comes from here on is for the next round
-            lanes = self._due_lanes()
-            taken = await asyncio.gather(*(self._assign_lane(*lane) for lane in lanes))
-            self._wanted |= not all(taken)
-            pause_s = GATHER_S if all(taken) else AGAIN_S
+            began_s = self._clock.monotonic()
+            assignments = self._assignments()
+            cost_s = self._clock.monotonic() - began_s
+            pause_s = min(max(GATHER_S, cost_s / COST_SHARE), AGAIN_S)
+            if not await self._give(assignments):
+                self._wanted, pause_s = True, AGAIN_S
 
-    def _due_lanes(self) -> list[tuple[str, int, list[int]]]:
-        """Source, due rows and shards of each lane.
+    def _assignments(self) -> list[Assignment]:
+        """All lanes with due rows, as far as it is known where their mail goes."""
+        made: list[Assignment] = []
+        unknown: dict[str, None] = {}
+        for pool, due in due_by_pool(self.reports).items():
+            members = [member.source for member in self._pools.get(pool, ())]
+            for source in members:
+                if source in self._direct:
+                    made += direct_assignments(pool, source, due, self._known_sites(due, unknown))
+                else:
+                    made += relay_assignments(pool, source, due, self._providers.provider_of)
+        self._look_up(list(unknown))
+        return made
 
-        A relay takes every domain, so the site of its lane is the source itself.
-        """
-        due: dict[str, dict[int, int]] = {}
-        for shard, report in self.reports.items():
-            for work in report:
-                if work.due:
-                    shards = due.setdefault(work.source, {})
-                    shards[shard] = shards.get(shard, 0) + work.due
-        return [(source, sum(rows.values()), sorted(rows)) for source, rows in due.items()]
-
-    async def _assign_lane(self, source: str, rows: int, shards: list[int]) -> bool:
-        """Give a lane to its Senders, and to others where those are silent. Whether one took it."""
-        now_s = self._clock.monotonic()
-        wanted = choose_senders(source, source, rows, self._senders)
-        others = [sender for sender in self._senders if sender not in wanted]
-        order = sorted((*wanted, *others), key=lambda s: self._silent_until_s.get(s, now_s) > now_s)
-        taken = 0
-        while order and taken < len(wanted):
-            missing = len(wanted) - taken
-            asked, order = order[:missing], order[missing:]
-            answers = (self._assign_to(sender, source, shards) for sender in asked)
-            taken += sum(await asyncio.gather(*answers))
-        return taken > 0
-
-    async def _assign_to(self, sender: str, source: str, shards: list[int]) -> bool:
-        try:
-            await self._calls.call(
-                sender, "assign", source, source, None, shards, timeout_s=ASSIGN_TIMEOUT_S
+    async def _give(self, assignments: Sequence[Assignment]) -> bool:
+        """Give each lane to its Senders, and to others where those are silent or have no room.
+        Whether each was taken by one at least."""
+        silent = self._silent()
+        missing: list[int] = []
+        orders: list[list[str]] = []
+        for assignment in assignments:
+            wanted = choose_senders(assignment.lane, assignment.rows, self._senders)
+            others = [sender for sender in self._senders if sender not in wanted]
+            orders.append(sorted((*wanted, *others), key=lambda sender: sender in silent))
+            missing.append(len(wanted))
+        taken = [0] * len(assignments)
+        while True:
+            batches: dict[str, list[int]] = {}
+            for place, order in enumerate(orders):
+                for sender in order[: missing[place] - taken[place]]:
+                    batches.setdefault(sender, []).append(place)
+                del order[: missing[place] - taken[place]]
+            if not batches:
+                return all(taken)
+            answers = await asyncio.gather(
+                *(
+                    self._assign_to(sender, [assignments[place] for place in places])
+                    for sender, places in batches.items()
+                )
             )
+            for places, answer in zip(batches.values(), answers, strict=True):
+                for place, is_taken in zip(places, answer, strict=True):
+                    taken[place] += is_taken
+
+    async def _assign_to(self, sender: str, assignments: list[Assignment]) -> list[bool]:
+        try:
+            answer = await self._calls.call(
+                sender, "assign", assignments, timeout_s=ASSIGN_TIMEOUT_S
+            )
+            return list(answer)
         except Exception as error:  # whatever ails one Sender, the next one is asked
-            logger.info("%s does not take the lane %s: %s", sender, source, error)
+            logger.info("%s takes no lanes: %s", sender, error)
             self._silent_until_s[sender] = self._clock.monotonic() + SILENT_S
-            return False
-        return True
+            return [False] * len(assignments)
+
+    def _silent(self) -> set[str]:
+        now_s = self._clock.monotonic()
+        return {sender for sender, until_s in self._silent_until_s.items() if until_s > now_s}
+
+    # -- where direct sources bring mail -----------------------------------------------------------
+
+    def _known_sites(self, due: Due, unknown: dict[str, None]) -> Mapping[str, Site | None]:
+        """The sites of the due domains; those that have to be asked for go into ``unknown``.
+
+        An answer serves on while it is asked for anew.
+        """
+        now_s, sites = self._clock.monotonic(), {}
+        for domain in due:
+            if domain is not None:
+                until_s, site = self._sites.get(domain, (0.0, None))
+                sites[domain] = site
+                if until_s <= now_s:
+                    unknown[domain] = None
+        return sites
+
+    def _look_up(self, domains: Sequence[str]) -> None:
+        """Ask for some of them beside; each answer is followed by a round."""
+        waiting = [domain for domain in domains if domain not in self._looked_up]
+        while waiting and len(self._look_ups) < RESOLVE_CALLS_MAX:
+            asked, waiting = waiting[:RESOLVE_DOMAINS_MAX], waiting[RESOLVE_DOMAINS_MAX:]
+            self._looked_up.update(asked)
+            task = asyncio.ensure_future(self._ask_sites(asked))
+            self._look_ups.add(task)
+            task.add_done_callback(self._look_ups.discard)
+
+    async def _ask_sites(self, domains: list[str]) -> None:
+        providers = self._providers
+        sites: Mapping[str, Site | None] = {}
+        try:
+            sites = await self._calls.call(
+                "resolver", "sites", domains, True, timeout_s=RESOLVE_TIMEOUT_S
+            )
+        except Exception as error:  # whatever ails it, other lanes go on
+            logger.warning("the sites of %d domains are not known: %s", len(domains), error)
+        finally:
+            self._looked_up.difference_update(domains)
+        if providers is self._providers:
+            self._keep(domains, sites)
+        asyncio.get_running_loop().call_soon(self._assign_soon)
+
+    def _keep(self, domains: Iterable[str], sites: Mapping[str, Site | None]) -> None:
+        now_s = self._clock.monotonic()
+        for domain in domains:
+            site = sites.get(domain)
+            if site is None:  # the last answer is better than none
+                site = self._sites.get(domain, (0.0, None))[1]
+                until_s = now_s + UNKNOWN_AGAIN_S
+            else:
+                site, until_s = Site(*site), now_s + SITE_VALID_S
+            self._sites[domain] = (until_s, site)
+            self._sites.move_to_end(domain)
+        while len(self._sites) > SITES_MAX:
+            self._sites.popitem(last=False)

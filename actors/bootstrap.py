@@ -11,15 +11,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from random import SystemRandom
+from random import Random, SystemRandom
 from typing import Any
 
 from actors import handles
+from actors.bursts import Connect, Connection
 from actors.catalog import Catalog
 from actors.composers import Composers
 from actors.director import Director
-from actors.handles import Handles, Retrying, sender_role, shard_role
-from actors.io.smtp import SmtpConnector, SmtpLimits
+from actors.handles import Handles, Retrying, Singleton, sender_role, shard_role
+from actors.io.connection import SmtpLimits
+from actors.io.dns import DnsClient
+from actors.io.policies import HttpsFetch, Policies
+from actors.io.smtp import DirectConnector, SmtpConnector
+from actors.resolver import Resolver
 from actors.runtime import Caller, exit_process, node_count, start_actor, stop_actor
 from actors.sender import Ports, Sender, SenderSettings
 from actors.shard import ShardActor, ShardActorSettings
@@ -27,11 +32,16 @@ from actors.throttle import Throttle
 from manta.clock import SystemClock
 from manta.content.dkim import DkimSigner, load_private_key
 from manta.delivery import queries as delivery_queries
+from manta.delivery import shaping
 from manta.delivery.attempts import AttemptJournal
 from manta.delivery.hooks import HookSettings, delivery_hooks
-from manta.delivery.lanes import Limits
+from manta.delivery.lanes import Lane, Site
+from manta.delivery.replies import Reply, Verdict
 from manta.delivery.retry import RetryPolicy
 from manta.delivery.sending import SendingSettings
+from manta.delivery.sites import Route
+from manta.delivery.throttle import Connections
+from manta.delivery.ways import Ways, limits_of
 from manta.errors import InvalidRequest, NotReady
 from manta.events import queries as event_queries
 from manta.people import queries as people_queries
@@ -45,6 +55,7 @@ from manta.store.settings import ShardSettings
 from manta.store.shard import ShardStore
 
 UP_DEADLINE_S = 120.0
+FIRST = ("catalog", "throttle", "resolver")  # they need no shard
 S3_APPEND_GAP_S = 0.1
 LOCAL_APPEND_GAP_S = 0.005
 # glibc keeps an arena per thread; a shard has few threads that allocate much.
@@ -62,8 +73,7 @@ def absolute(settings: Settings) -> Settings:
 def roles(settings: Settings) -> list[str]:
     """Every actor of a workspace, in the order of starting."""
     return [
-        "catalog",
-        "throttle",
+        *FIRST,
         *(shard_role(n) for n in range(settings.shards)),
         "director",
         *(sender_role(n) for n in range(settings.senders)),
@@ -73,15 +83,16 @@ def roles(settings: Settings) -> list[str]:
 async def up(settings: Settings, deadline_s: float = UP_DEADLINE_S) -> Handles:
     """Start what does not run yet and wait until every shard answers.
 
-    The Catalog comes first: no shard is started unless its table has as many as the settings.
+    The Catalog comes first, with those who need no shard: none of these is started unless the
+    Catalog's table has as many as the settings.
     """
     settings = absolute(settings)
     _check_root(settings)
-    catalog, *others = roles(settings)
-    _start(settings, catalog)
+    for role in FIRST:
+        _start(settings, role)
     found = await find(settings, deadline_s)
     check_shards(settings, found.shards.count)
-    for role in others:
+    for role in roles(settings)[len(FIRST) :]:
         _start(settings, role)
     retrying = Retrying(found.clock, SystemRandom(), deadline_s)
     while waiting := [s for s in await found.shards.status() if not s.get("ready")]:
@@ -144,6 +155,7 @@ def _builder(role: str, settings: Settings) -> Callable[[], Any]:
     builders: dict[str, Callable[..., Any]] = {
         "catalog": build_catalog,
         "throttle": build_throttle,
+        "resolver": build_resolver,
         "director": build_director,
     }
     if kind in builders:
@@ -177,16 +189,18 @@ def build_catalog(settings: Settings) -> Catalog:
 
 
 def build_throttle(settings: Settings) -> Throttle:
-    sources = {
-        source.name: Limits(
-            rate_per_s=source.rate_per_s,
-            burst=source.burst,
-            connections_max=source.connections_max,
-            messages_per_connection=source.messages_per_connection,
-        )
-        for source in settings.egress
-    }
-    return Throttle(_documents(settings, "throttle"), exit_process, SystemClock(), sources)
+    documents, ways = _documents(settings, "throttle"), Ways.of(settings)
+    return Throttle(documents, exit_process, SystemClock(), limits_of(settings), ways)
+
+
+def build_resolver(settings: Settings) -> Resolver:
+    clock, private = SystemClock(), settings.dns.private_addresses
+    dns = DnsClient(settings.dns, clock)
+    policies = Policies(dns, HttpsFetch(dns, private=private), clock)
+    base = shaping.builtin()
+    return Resolver(
+        dns, policies, base, lambda text: shaping.parse(text, base), clock, private=private
+    )
 
 
 def build_director(settings: Settings) -> Director:
@@ -208,7 +222,11 @@ def build_shard(settings: Settings, shard: int) -> ShardActor:
         memory_limit_mb=settings.shard_memory_limit_bytes >> 20,
         flush_bytes=settings.flush_bytes,
         flush_after_s=settings.flush_seconds,
-        domain={"time_zone": settings.time_zone, "settling_time_h": settings.settling_time_h},
+        domain={
+            "time_zone": settings.time_zone,
+            "settling_time_h": settings.settling_time_h,
+            "message_age_max_h": settings.message_age_max_h,
+        },
     )
 
     def open_store() -> ShardStore:
@@ -244,11 +262,6 @@ def build_sender(settings: Settings, number: int) -> Sender:
     role = sender_role(number)
     clock, random = SystemClock(), SystemRandom()
     journal = _attempt_entries(settings, role)
-    limits = SmtpLimits.within(settings.lease_deadline_s)
-    connectors = {
-        source.name: SmtpConnector(source, os.environ.get(source.password_env, ""), limits)
-        for source in settings.egress
-    }
 
     async def find_ports() -> Ports:
         found = await find(settings)
@@ -260,12 +273,14 @@ def build_sender(settings: Settings, number: int) -> Sender:
             settings.public_url,
             settings.return_path_domain,
             _signers(settings),
+            has_inbox=settings.inbox.port > 0,
         )
         return Ports(
             found.shards,
             found.throttle,
+            found.reputation,
             composers,
-            lambda lane, messages_max: connectors[lane.source].connect(messages_max),
+            _connect(settings, found.resolver, random),
         )
 
     gap_s = S3_APPEND_GAP_S if settings.root.startswith("s3://") else LOCAL_APPEND_GAP_S
@@ -283,6 +298,37 @@ def build_sender(settings: Settings, number: int) -> Sender:
         ),
         tell_ready=lambda: director.push("director", "sender_ready", role),
     )
+
+
+def _connect(settings: Settings, resolver: Singleton, random: Random) -> Connect:
+    """Opens connections as each source does: to its relay, or to the exchangers of a site."""
+    limits = SmtpLimits.within(settings.lease_deadline_s)
+
+    async def routes(site: Site) -> list[Route]:
+        found: list[Route] = await resolver.call("routes", site, deadline_s=0.0)
+        return found
+
+    relays = {
+        source.name: SmtpConnector(source, os.environ.get(source.password_env, ""), limits)
+        for source in settings.egress
+        if source.kind == "relay"
+    }
+    direct = {
+        source.name: DirectConnector(source, limits, routes, random)
+        for source in settings.egress
+        if source.kind == "direct"
+    }
+
+    async def connect(lane: Lane, site: Site, held: Connections) -> Connection | Reply:
+        if lane.source in relays:
+            return await relays[lane.source].connect(held.messages_per_connection)
+        if lane.source in direct:
+            connector = direct[lane.source]
+            return await connector.connect(lane, site, held.tls, held.messages_per_connection)
+        why = f"this Sender knows no source {lane.source}"  # others have newer settings
+        return Reply(Verdict.NOT_SENT, 0, why, "not sent")
+
+    return connect
 
 
 def _signers(settings: Settings) -> list[DkimSigner]:

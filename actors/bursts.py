@@ -3,21 +3,28 @@
 A burst is taken from the lane's oldest lease and composed while its attempts are being stored; then
 comes the last look, the wire, and the outcomes. The order is the Sender's safety: attempts are
 stored before the first byte, outcomes before they are settled (``manta.delivery.sending``).
+
+A server that closes a connection it has taken mail on (421, RFC 5321 §3.8) means the connection and
+not the message: what was not delivered goes out on a new one at once. A message that gets a second
+421 so is deferred like any other, and so is one that gets it on a fresh connection.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
-from manta.delivery.lanes import Lane
+from manta.delivery.lanes import Lane, Site
+from manta.delivery.observations import Seen
 from manta.delivery.outcomes import Outcome, OutcomeKind
 from manta.delivery.replies import Reply, Verdict
 from manta.delivery.sending import Burst, outcome_of
+from manta.delivery.throttle import Connections
 from manta.delivery.transaction import Envelope
 from manta.errors import InvalidRequest
 from manta.ids import MessageRef
@@ -26,6 +33,7 @@ if TYPE_CHECKING:
     from actors.lanes import LaneRun
     from actors.sender import Sender
 
+SERVICE_CLOSES = 421  # RFC 5321 §3.8
 logger = logging.getLogger("manta.actors.sender")
 
 
@@ -49,10 +57,13 @@ class Connection(Protocol):
 class Compose(Protocol):
     """``manta.content.composer.Composer``."""
 
+    @property
+    def sending_domain(self) -> str: ...
     def compose(self, row: Any, ref: MessageRef, now: datetime) -> Any: ...
 
 
-Connect = Callable[[Lane, int], Awaitable[Connection | Reply]]
+# To a relay, or to an exchanger of the site; the ``Connections`` say how much and which TLS.
+Connect = Callable[[Lane, Site, Connections], Awaitable[Connection | Reply]]
 
 
 @dataclass(eq=False)
@@ -82,6 +93,7 @@ class Worker:
         self._lane = lane
         self._clock = sender.clock
         self._connection: Connection | None = None
+        self._accepted = 0  # messages that the present connection has brought over
 
     @property
     def is_connected(self) -> bool:
@@ -93,9 +105,9 @@ class Worker:
             while not lane.has_too_many_workers and await self._connect():
                 if not await self._wait_for_lease():
                     return
-                if lane.ready and self._is_usable:
+                if lane.leases.ready and self._is_usable:
                     assert self._connection is not None
-                    await self._next_burst(self._connection, lane.ready[0])
+                    await self._next_burst(self._connection, lane.leases.ready[0])
         finally:
             self._lane.gone(self)
             if self._connection is not None:
@@ -112,20 +124,20 @@ class Worker:
             worn, self._connection = self._connection, None
             await worn.quit()
         lane = self._lane
-        opened = await self._sender.ports.connect(lane.lane, lane.messages_per_connection)
+        opened = await self._sender.ports.connect(lane.lane, lane.site, lane.held)
         if isinstance(opened, Reply):
-            lane.failed(f"no connection: {opened.code or ''} {opened.text}".replace("  ", " "))
+            lane.unreached(opened)
             return False
-        self._connection = opened
+        self._connection, self._accepted = opened, 0
         lane.connected()
         return True
 
     async def _wait_for_lease(self) -> bool:
         """Until there is a lease, or the connection has gone meanwhile; False: nothing for long."""
         lane = self._lane
-        while not lane.ready and self._is_usable:
+        while not lane.leases.ready and self._is_usable:
             lane.has_lease.clear()
-            if not await wait_at_most(lane.has_lease, lane.settings.idle_s):
+            if not await wait_at_most(lane.has_lease, lane.idle_s):
                 return False
         return True
 
@@ -136,15 +148,15 @@ class Worker:
     async def _next_burst(self, connection: Connection, lease: GrantedLease) -> None:
         now_s, now = self._clock.monotonic(), self._clock.now()
         lane = self._lane
-        lane.return_lapsed(now_s)
-        if lease not in lane.ready:
+        lane.leases.return_lapsed(now_s)
+        if lease not in lane.leases.ready:
             return
         limit = min(lane.settings.burst_messages, connection.room)
         burst = self._sender.sending.take_burst(lease.lease_id, limit, now_s, now)
         if burst is None:
-            lane.ready.popleft()
+            lane.leases.ready.popleft()
             self._sender.settle_now(lease.lease_id)
-            lane.taken()
+            lane.moved()
             return
         on_wire = OnWire(
             connection,
@@ -152,7 +164,7 @@ class Worker:
             frozenset(burst.refs),
         )
         lane.on_wire.add(on_wire)
-        lane.taken()
+        lane.moved()
         try:
             await self._send(connection, lease, burst)
         finally:
@@ -178,7 +190,7 @@ class Worker:
             checked_s = sending.leases[burst.lease_id].checked_s
             fresh_s = min(checked_s + sending.settings.fresh_s, lease.until_s) - now_s
             replies = await connection.send_burst(envelopes, max(0.0, fresh_s))
-            self._note(connection, burst, envelopes, replies)
+            self._note(connection, lease, burst, envelopes, replies)
         sender.want_journal()
 
     def _compose(self, lease: GrantedLease, burst: Burst) -> dict[MessageRef, Envelope | str]:
@@ -200,29 +212,46 @@ class Worker:
     def _note(
         self,
         connection: Connection,
+        lease: GrantedLease,
         burst: Burst,
         envelopes: Sequence[Envelope],
         replies: Sequence[Reply],
     ) -> None:
-        sender, now = self._sender, self._clock.now()
-        accepted = 0
+        lane, was_used = self._lane, self._accepted > 0
+        accepted = sum(reply.verdict is Verdict.ACCEPTED for reply in replies)
+        self._accepted += accepted
+        is_closed = self._accepted > 0 and any(reply.code == SERVICE_CLOSES for reply in replies)
+        by_campaign: Counter[int] = Counter()
         for envelope, reply in zip(envelopes, replies, strict=True):
-            ref = envelope.ref
-            if reply.verdict is Verdict.NOT_SENT and connection.is_open:
-                # Nothing was wrong: it was withdrawn, or its time was up. It may go at once.
-                outcome = Outcome(*ref, OutcomeKind.RETURNED, now, reply.text)
+            outcome = self._outcome(burst, envelope.ref, reply, is_closed, connection.is_open)
+            self._sender.decide(burst.lease_id, outcome)
+            campaign_id = lease.rows[envelope.ref]["campaign_id"]
+            if reply.verdict is Verdict.ACCEPTED:
+                by_campaign[campaign_id] += 1
             else:
-                attempts = sender.sending.attempts_before(burst.lease_id, ref)
-                source = self._lane.lane.source
-                settings = sender.settings.sending
-                outcome = outcome_of(ref, reply, attempts, source, now, sender.random, settings)
-            sender.decide(burst.lease_id, outcome)
-            accepted += reply.verdict is Verdict.ACCEPTED
-        self._lane.progressed(len(envelopes))
+                lane.observe_refused(lease, campaign_id, reply, outcome)
+        for campaign_id, messages in by_campaign.items():
+            lane.observe(lease, campaign_id, Seen.ACCEPTED, messages=messages)
+        lane.progressed(len(envelopes))
         if accepted:
-            self._lane.succeeded()
-        elif not connection.is_open:
-            self._lane.failed(f"a connection broke: {replies[-1].text}")
+            lane.succeeded()
+        elif not connection.is_open and not (was_used and is_closed):
+            lane.failed(f"a connection broke: {replies[-1].text}")
+
+    def _outcome(
+        self, burst: Burst, ref: MessageRef, reply: Reply, is_closed: bool, is_open: bool
+    ) -> Outcome:
+        """``is_closed``: the server has closed a connection that it had taken mail on."""
+        sender, now = self._sender, self._clock.now()
+        if reply.verdict is Verdict.NOT_SENT and (is_open or is_closed):
+            # Nothing was wrong with it: it was withdrawn, its time was up, or the server wants
+            # another connection. It may go at once.
+            return Outcome(*ref, OutcomeKind.RETURNED, now, reply.text)
+        if reply.code == SERVICE_CLOSES and is_closed and self._lane.may_go_again(ref):
+            return Outcome(*ref, OutcomeKind.RETURNED, now, reply.reason)
+        tried = sender.sending.tried(burst.lease_id, ref)
+        source, settings = self._lane.lane.source, sender.settings.sending
+        return outcome_of(tried, reply, source, now, sender.random, settings)
 
 
 async def wait_at_most(event: asyncio.Event, seconds: float | None) -> bool:

@@ -7,7 +7,8 @@ own, and is asked again until it has heard.
 
 What the shards report about due work is a hint kept in memory; it assigns lanes and wakes Senders,
 and a report that says nothing is pending any more is what finishes a campaign. Reports may be lost:
-shards repeat them, and a campaign that runs is looked at again every ``RECHECK_S``.
+shards repeat them, and a campaign that runs is looked at again every ``RECHECK_S``. The law of
+Reputation is heard in the same way: it says whose domains are whose, and may pause a campaign.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ from actors.journaled import JournaledActor
 from actors.resolving import ask_all, take_over
 from manta.clock import Clock
 from manta.definitions import Defined, required
-from manta.delivery import directing
+from manta.delivery import directing, shaping
 from manta.delivery.attempts import AttemptJournal
 from manta.delivery.campaign import CampaignState
 from manta.delivery.directing import Page, Pinned
 from manta.delivery.hooks import Work
+from manta.delivery.law import Law
 from manta.delivery.planning import PlanCampaign, SetCampaign
 from manta.errors import InvalidRequest, MantaError, NotFound, NotReady, RetryableError
 from manta.settings import Settings
@@ -67,8 +69,10 @@ class Director(JournaledActor):
         self._find_handles = find_handles
         self._open_attempts = open_attempts
         self._senders = [sender_role(n) for n in range(settings.senders)]
-        self._assigner = Assigner(calls, clock, self._senders)
-        self._sources = [source.name for source in settings.egress]
+        self._assigner = Assigner(calls, clock, self._senders, settings, shaping.builtin())
+        self._sources = list(settings.ways_out)
+        self._law_version = -1
+        self._shaping_text = ""
         self._zone = settings.time_zone
         self._handles: Handles | None = None
         self._drives: dict[int, asyncio.Task[None]] = {}
@@ -86,6 +90,7 @@ class Director(JournaledActor):
                 self._pursue(int(campaign["id"]))
         for shard in range(self._shards().count):
             self._keep(self._ask_work(shard))
+        self._keep(self._ask_law())
 
     # -- what people ask ---------------------------------------------------------------------------
 
@@ -181,7 +186,8 @@ class Director(JournaledActor):
         return {
             "ready": self._ready and self._handles is not None,
             "driving": sorted(i for i, t in self._drives.items() if not t.done()),
-            "due": {n: sum(work.due for work in r) for n, r in self._assigner.reports.items() if r},
+            **self._assigner.status(),
+            "law_version": self._law_version,
             "resolving": sorted(self._resolving),
             "senders": self._senders,
         }
@@ -192,10 +198,15 @@ class Director(JournaledActor):
         document = await self.decide(
             lambda: directing.move_to(self._documents, id, state, self._clock.now())
         )
+        await self._act_on(document)
+        return dict(document)
+
+    async def _act_on(self, document: Mapping[str, Any]) -> None:
+        """A campaign has moved: its shards hear it, the quick ones at once."""
+        id = int(document["id"])
         if directing.todo(document, self._shards().count).announce:
             await asyncio.wait({self._keep(self._tell_all(id))}, timeout=TELL_WAIT_S)
         self._pursue(id)
-        return dict(document)
 
     async def _pin(self, fields: Mapping[str, Any]) -> Pinned:
         """The versions that a campaign uses. Raises ``InvalidRequest`` where one cannot be used."""
@@ -227,7 +238,8 @@ class Director(JournaledActor):
                 path="template_id",
                 expected=f"attributes that are declared: {names}",
             )
-        return Pinned(version["version"], version["attributes"], {}, {})
+        sending_domain = version["from_email"].rpartition("@")[2].lower()
+        return Pinned(version["version"], sending_domain, version["attributes"], {}, {})
 
     # -- driving a campaign ------------------------------------------------------------------------
 
@@ -352,6 +364,56 @@ class Director(JournaledActor):
         again = _set_campaign(self._required(id), key=None)
         await self._shards().execute_all(again, SHARD_DEADLINE_S)
         return await self._pending(id) == 0
+
+    # -- what Reputation tells ---------------------------------------------------------------------
+
+    async def law(self, document: Mapping[str, Any]) -> None:
+        """Take the law over as far as it concerns assigning: whose the domains are."""
+        law = Law.from_document(document)
+        if law.version <= self._law_version:
+            return
+        self._law_version = law.version
+        if law.shaping_text == self._shaping_text:
+            return
+        try:
+            self._assigner.replace(shaping.parse(law.shaping_text, shaping.builtin()))
+        except InvalidRequest as error:
+            logger.error("the law's shaping text is not understood and not used: %s", error)
+            return
+        self._shaping_text = law.shaping_text
+
+    async def _ask_law(self) -> None:
+        """After a start: what Reputation would have told, had we been there."""
+        try:
+            await self.law(await self._require_handles().reputation.call("law"))
+        except MantaError as error:  # it tells by itself when it is there
+            logger.info("the law is not known yet: %s", error)
+
+    async def pause_for(self, campaign_id: int, action: Mapping[str, Any]) -> None:
+        """Pause a campaign that an action is about; its history has the cause."""
+        await self._move_for(directing.pause_for, campaign_id, action["id"], action["cause"])
+
+    async def resume_for(self, campaign_id: int, action_id: int) -> None:
+        """Resume a campaign if it is still paused by this action, which is over or undone."""
+        await self._move_for(directing.resume_for, campaign_id, action_id, "the action is over")
+
+    async def _move_for(
+        self,
+        decide: Callable[[Any, int, int, str, datetime], Defined | None],
+        campaign_id: int,
+        action_id: int,
+        cause: str,
+    ) -> None:
+        self._require_ready()
+        self._require_handles()
+        nothing = Defined(None)
+        document = await self.decide(
+            lambda: (
+                decide(self._documents, campaign_id, action_id, cause, self._clock.now()) or nothing
+            )
+        )
+        if document is not None:
+            await self._act_on(document)
 
     # -- what shards and Senders tell --------------------------------------------------------------
 

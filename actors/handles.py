@@ -180,7 +180,7 @@ def _may_retry(answer: Any, command: Command) -> bool:
 
 
 class Singleton:
-    """A journaled singleton: the Catalog, the Director, the Throttle."""
+    """An actor of which a workspace has one: the Catalog, the Director, the Throttle and others."""
 
     def __init__(self, calls: Calls, role: str, clock: Clock, random: Random) -> None:
         self._calls = calls
@@ -230,6 +230,8 @@ class Handles:
         self.catalog = Singleton(calls, "catalog", clock, random)
         self.director = Singleton(calls, "director", clock, random)
         self.throttle = Singleton(calls, "throttle", clock, random)
+        self.reputation = Singleton(calls, "reputation", clock, random)
+        self.resolver = Singleton(calls, "resolver", clock, random)
         self.senders = [Singleton(calls, sender_role(i), clock, random) for i in range(senders)]
 
 

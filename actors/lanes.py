@@ -1,36 +1,40 @@
-"""One lane of a Sender: (egress source, site), from the first wake-up until it has no more work.
+"""One lane of a Sender: (pool, source, site), from the first wake-up until it has no more work.
 
 The lane's loop holds the right to connections, opens one, gets permits, and takes leases ahead of
-need, at most as many as go out in ``lease_seconds`` at the present pace. Each connection has a
-worker (``actors.bursts``) that takes bursts from the leases. What is not begun while permit and
-check are fresh goes back.
+need (``actors.leases``). Each connection has a worker (``actors.bursts``) that takes bursts from
+the leases. What is not begun while permit and check are fresh goes back.
 
 A connection that cannot be had pauses the lane (``manta.delivery.retry.LaneBackoff``); nothing is
-leased without one. While nothing moves (a server that hangs), nothing more is leased and no
-connection is added.
+leased without one, and the Throttle sees no demand, so other members of the pool take the mail
+over. What waits for long gets the trouble as its reason. While nothing moves (a server that hangs),
+nothing more is leased and no connection is added. A site that can never take mail needs no
+connection: what is due for it is leased and fails.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections import deque
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from actors.bursts import GrantedLease, OnWire, Worker, wait_at_most
-from manta.delivery.lanes import Lane
+from actors.leases import Leases
+from manta.delivery.lanes import Lane, Site
+from manta.delivery.observations import BounceClass, Observed, Seen
+from manta.delivery.outcomes import Outcome
+from manta.delivery.replies import Reply, Verdict
 from manta.delivery.retry import CALM, BackoffPolicy
 from manta.delivery.throttle import Connections, Grant
-from manta.errors import Fenced, MantaError, RetryableError
+from manta.delivery.troubles import NoteTrouble
+from manta.errors import MantaError, RetryableError
 from manta.ids import MessageRef
-from manta.schema import ATTRIBUTE_PREFIX
 
 if TYPE_CHECKING:
     from actors.sender import Sender
 
-logger = logging.getLogger("manta.actors.sender")
+NOT_HELD = Connections(0, 0.0, 1)
+AGAIN_MAX = 1_000  # messages that are remembered for having got a 421
 
 
 @dataclass(frozen=True)
@@ -43,42 +47,53 @@ class LaneSettings:
     hold_every_s: float = 10.0
     hold_soon_s: float = 1.0  # when it has none, or could use more
     idle_s: float = 10.0  # then connections are closed and the lane ends
+    direct_idle_s: float = 1.0  # the same, where thousands of small sites share few connections
     stalled_s: float = 1.0  # without progress: nothing more is leased
     trouble_pause_s: float = 1.0
+    nobody_engaged_s: float = 5.0  # a source that is being warmed up looks again after this
     first_pace_per_s: float = 100.0
     backoff: BackoffPolicy = field(default_factory=BackoffPolicy)
+    note_after_failures: int = 5  # about half a minute
+    note_every_s: float = 600.0
 
 
 class LaneRun:
     """The lane's work. ``assign`` wakes it; ``run`` returns when it has been idle for long."""
 
-    def __init__(self, sender: Sender, lane: Lane) -> None:
-        self.lane = lane
+    def __init__(self, sender: Sender, lane: Lane, site: Site) -> None:
+        self.lane, self.site = lane, site
+        self.settings = sender.settings.lane
+        self.domains: tuple[str, ...] | None = None
+        self.except_domains: tuple[str, ...] = ()
         self._sender = sender
         self._clock = sender.clock
-        self.settings = sender.settings.lane
-        self._domains: tuple[str, ...] | None = None
-        self._work: dict[int, None] = {}  # shards with due rows, in turn
-        self._asking: dict[int, float] = {}  # shards that are being asked, since when
-        self.ready: deque[GrantedLease] = deque()
-        self._workers: dict[Worker, asyncio.Task[None]] = {}
-        self.on_wire: set[OnWire] = set()
         self._moved = asyncio.Event()  # something changed that the loop may wait for
         self.has_lease = asyncio.Event()
-        self._held = Connections(0, 0.0, 1)
+        self.on_wire: set[OnWire] = set()
+        self.leases = Leases(sender, self)
+        self._workers: dict[Worker, asyncio.Task[None]] = {}
+        self._held = NOT_HELD
         self._held_until_s = float("-inf")
         self._hold_asked_s = float("-inf")
-        self._unused = 0
         self._permits_from_s = float("-inf")
         self._backoff = CALM
-        self._pace_per_s = self.settings.first_pace_per_s
+        self._noted_s = float("-inf")
+        self._again: dict[MessageRef, None] = {}
+        self.pace_per_s = self.settings.first_pace_per_s
         self._pace_since_s = self._progress_s = self._clock.monotonic()
         self._paced = 0
-        self._trouble = ""
+        self.trouble = ""
 
-    def assign(self, domains: tuple[str, ...] | None, shards: Iterable[int]) -> None:
-        self._domains = domains
-        self._work |= dict.fromkeys(shards)
+    def assign(
+        self,
+        site: Site,
+        domains: tuple[str, ...] | None,
+        except_domains: tuple[str, ...],
+        due: Mapping[int, int],
+    ) -> None:
+        """Shards have so many rows due. New connections go to the site as it is now."""
+        self.site, self.domains, self.except_domains = site, domains, except_domains
+        self.leases.work |= due
         self._moved.set()
 
     def revoke(self, campaign_id: int | None, refs: set[Any]) -> None:
@@ -92,32 +107,42 @@ class LaneRun:
         for burst in self.on_wire:
             burst.connection.abort()
 
+    @property
+    def is_resting(self) -> bool:
+        """It cannot connect: it costs nothing until it may try again."""
+        return self._backoff.wait_s(self._clock.monotonic()) > 0
+
     def status(self) -> dict[str, Any]:
         now_s = self._clock.monotonic()
         return {
-            "source": self.lane.source,
-            "site": self.lane.site,
-            "shards": sorted({*self._work, *self._asking}),
+            **self.lane._asdict(),
+            "refusal": self.site.refusal,
+            "shards": sorted({*self.leases.work, *self.leases.asking}),
             "connections": len(self._workers),
             "connections_held": self.may_hold,
             "on_wire": sum(len(burst.refs) for burst in self.on_wire),
-            "pace_per_s": round(self._pace_per_s, 1),
+            "pace_per_s": round(self.pace_per_s, 1),
             "backoff_s": round(self._backoff.wait_s(now_s), 1),
             "connection_failures": self._backoff.failures,
-            "trouble": self._trouble,
+            "permits_in_s": round(max(0.0, self._permits_from_s - now_s), 1),
+            "trouble": self.trouble,
         }
 
     # -- the loop ----------------------------------------------------------------------------------
+
+    @property
+    def idle_s(self) -> float:
+        return self.settings.direct_idle_s if self.site.exchangers else self.settings.idle_s
 
     async def run(self) -> None:
         idle_since_s = self._clock.monotonic()
         while True:
             self._moved.clear()
             now_s = self._clock.monotonic()
-            self.return_lapsed(now_s)
-            if self._work or self._asking or self.ready or self.on_wire:
+            self.leases.return_lapsed(now_s)
+            if self.leases.is_busy or self.on_wire:
                 idle_since_s = now_s
-            elif now_s - idle_since_s >= self.settings.idle_s:
+            elif now_s - idle_since_s >= self.idle_s:
                 return
             pause_s = await self._step(now_s)
             if pause_s > 0:
@@ -129,28 +154,32 @@ class LaneRun:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if release and self._held.held:
-            try:
-                await self._throttle("hold", 0)
-            except MantaError:
-                pass  # it lapses by itself
+        if release:
+            await self._let_go()
 
     async def _step(self, now_s: float) -> float:
         """One look; seconds to wait for something to move."""
-        idle_s = self.settings.idle_s
-        if not self._work and not self.ready:
-            return idle_s if not (self._asking or self.on_wire) else self.settings.stalled_s
-        pause_s = self._backoff.wait_s(now_s)
-        if not self.ready:  # no connection is kept open for permits that are far away
+        leases, idle_s = self.leases, self.idle_s
+        if not leases.work and not leases.ready:
+            return idle_s if not (leases.asking or self.on_wire) else self.settings.stalled_s
+        if self.site.refusal:
+            if not leases.wants_more(now_s):
+                return self.settings.stalled_s
+            leases.take_refused(now_s)
+            return 0.0
+        backoff_s = pause_s = self._backoff.wait_s(now_s)
+        if not leases.ready:  # no connection is kept open for permits that are far away
             pause_s = max(pause_s, self._permits_from_s - now_s)
         if pause_s > 0:
-            return min(pause_s, idle_s)
+            if backoff_s > self.settings.hold_soon_s and not self._workers:
+                await self._let_go()
+            return min(pause_s, self.settings.idle_s)
         if not await self._hold(now_s):
             return self.settings.trouble_pause_s
         self._add_worker(now_s)
-        if not any(worker.is_connected for worker in self._workers):
+        if not self._is_connected:
             self.has_lease.set()  # whoever waits for one looks at its connection
-        if self._is_stalled(now_s) or not self._wants_lease(now_s):
+        if self._is_stalled(now_s) or not (self._is_connected and leases.wants_more(now_s)):
             return self.settings.stalled_s
         if now_s < self._permits_from_s:
             return min(self._permits_from_s - now_s, idle_s)
@@ -169,13 +198,51 @@ class LaneRun:
             self._held = Connections(*await self._throttle("hold", wanted))
             self._held_until_s = now_s + self._held.valid_s
         except RetryableError as error:
-            self._trouble = f"no connections from the Throttle: {error}"
+            self.trouble = f"no connections from the Throttle: {error}"
         return self.may_hold > 0
+
+    async def _let_go(self) -> None:
+        """Tell the Throttle that there are no connections any more: others may have them."""
+        held, self._held = self._held, NOT_HELD
+        self._held_until_s = self._hold_asked_s = float("-inf")
+        if held.held:
+            try:
+                await self._throttle("hold", 0)
+            except MantaError:
+                pass  # it lapses by itself
+
+    async def _lease(self, now_s: float) -> float:
+        """Get permits and ask the next shard; seconds to wait where there are none."""
+        leases = self.leases
+        wanted, unused = leases.rows_wanted(), leases.take_unused()
+        try:
+            grant = Grant(*await self._throttle("grant", wanted, unused))
+        except RetryableError as error:
+            self.trouble = f"no permits from the Throttle: {error}"
+            return self.settings.trouble_pause_s
+        if not grant.permits:
+            self.no_permits_for(max(grant.wait_s, 0.01))
+            return 0.0
+        self.trouble = ""
+        leases.take(grant, now_s)
+        return 0.0
+
+    async def _throttle(self, method: str, *arguments: Any) -> Any:
+        return await self._sender.ports.throttle.call(
+            method, self._sender.name, tuple(self.lane), *arguments, deadline_s=2.0, once=True
+        )
+
+    # -- connections -------------------------------------------------------------------------------
+
+    def _add_worker(self, now_s: float) -> None:
+        if not self._workers or (len(self._workers) < self.may_hold and self._is_busy(now_s)):
+            worker = Worker(self._sender, self)
+            self._workers[worker] = self._sender.spawn(worker.run())
 
     def _is_busy(self, now_s: float) -> bool:
         """Every connection is on the wire and moves on, and the processor has time for more."""
         return (
-            bool(self.ready)
+            bool(self.leases.ready)
             and len(self.on_wire) >= len(self._workers)
             and now_s - self._progress_s < self.settings.stalled_s
             and self._sender.composing < 2
@@ -185,129 +252,9 @@ class LaneRun:
         busy = bool(self._workers) and len(self.on_wire) >= len(self._workers)
         return busy and now_s - self._progress_s > self.settings.stalled_s
 
-    def _wants_lease(self, now_s: float) -> bool:
-        fresh = [s for s in self._asking.values() if now_s - s < self.settings.lease_seconds]
-        if len(self.ready) + len(fresh) >= self.settings.leases_ahead:
-            return False
-        connected = any(worker.is_connected for worker in self._workers)
-        return connected and not self._work.keys() <= self._asking.keys()
-
-    def _add_worker(self, now_s: float) -> None:
-        if not self._workers or (len(self._workers) < self.may_hold and self._is_busy(now_s)):
-            worker = Worker(self._sender, self)
-            self._workers[worker] = self._sender.spawn(worker.run())
-
-    async def _throttle(self, method: str, *arguments: Any) -> Any:
-        return await self._sender.ports.throttle.call(
-            method, self._sender.name, tuple(self.lane), *arguments, deadline_s=2.0, once=True
-        )
-
-    # -- leases ------------------------------------------------------------------------------------
-
-    async def _lease(self, now_s: float) -> float:
-        """Get permits and ask the next shard; seconds to wait where there are none."""
-        wanted, unused = self._lease_rows(), self._unused
-        self._unused = 0
-        try:
-            grant = Grant(*await self._throttle("grant", wanted, unused))
-        except RetryableError as error:
-            self._trouble = f"no permits from the Throttle: {error}"
-            return self.settings.trouble_pause_s
-        if not grant.permits:
-            self._permits_from_s = now_s + max(grant.wait_s, 0.01)
-            return 0.0
-        self._trouble = ""
-        shard = next(s for s in self._work if s not in self._asking)
-        del self._work[shard]
-        self._asking[shard] = now_s
-        self._sender.spawn(self._take_lease(shard, grant.permits, now_s + grant.valid_s))
-        return 0.0
-
-    def _lease_rows(self) -> int:
-        settings = self.settings
-        rows = int(self._pace_per_s * settings.lease_seconds)
-        return min(max(rows, settings.lease_rows_min), settings.lease_rows_max)
-
-    async def _take_lease(self, shard: int, permits: int, until_s: float) -> None:
-        sender, sending = self._sender, self._sender.sending
-        lease_id = sender.random.getrandbits(63)
-        serves = sender.ports.serves.get(self.lane.source, ())
-        sending.open_lease(
-            lease_id, shard, self.lane.source, self.lane.site, self._domains, permits, serves
-        )
-        sender.want_journal()
-        await sender.until(lambda: sending.is_opened(lease_id))
-        more = await self._ask(shard, lease_id)
-        lease = sending.leases.get(lease_id)
-        rows = lease.grant.rows.num_rows if lease is not None and lease.grant is not None else 0
-        self._unused += permits - rows
-        if rows:
-            await self._prepare(lease_id, until_s)
-        elif lease is not None:
-            sender.settle_now(lease_id)
-        del self._asking[shard]
-        if more:
-            self._work[shard] = None
-        self._moved.set()
-
-    async def _ask(self, shard: int, lease_id: int) -> bool:
-        """Ask for the lease until there is an answer; whether there is more to be had."""
-        sender = self._sender
-        while True:
-            asked_s = self._clock.monotonic()
-            command = sender.sending.lease_command(lease_id)
-            (answer,) = await sender.ports.shards.execute_on(shard, [command], 0.0)
-            if isinstance(answer, Fenced):
-                sender.end(str(answer))
-                raise answer
-            if isinstance(answer, RetryableError):
-                # It may have been granted and the answer lost: the same name asks again.
-                self._trouble = f"shard {shard}: {answer}"
-                pause_s = self.settings.trouble_pause_s * sender.random.uniform(0.5, 1.5)
-                await asyncio.sleep(pause_s)
-                continue
-            if isinstance(answer, MantaError):
-                logger.error("%s: shard %d refused a lease: %s", sender.name, shard, answer)
-                self._trouble = f"shard {shard} refused: {answer}"
-                sender.sending.abandon(lease_id)
-                return False
-            sender.sending.granted(lease_id, answer, asked_s, self._clock.now())
-            return bool(answer.more)
-
-    async def _prepare(self, lease_id: int, until_s: float) -> None:
-        """Rows as the composer takes them, and the composers of their campaigns."""
-        lease = self._sender.sending.leases[lease_id]
-        assert lease.grant is not None
-        rows = lease.grant.rows
-        try:
-            composers = {
-                campaign_id: await self._sender.ports.composers.of_campaign(campaign_id)
-                for campaign_id in dict.fromkeys(rows.column("campaign_id").to_pylist())
-            }
-        except MantaError as error:
-            logger.warning("%s: no content: %s", self._sender.name, error)
-            self._trouble = f"no content: {error}"
-            self._give_back(lease_id, f"content is not to be had: {error}")
-            await asyncio.sleep(self.settings.trouble_pause_s)
-            return
-        names = [name.removeprefix(ATTRIBUTE_PREFIX) for name in rows.column_names]
-        by_ref = {
-            MessageRef(row["subscriber_id"], row["message_key"]): row
-            for row in rows.rename_columns(names).to_pylist()
-        }
-        self.ready.append(GrantedLease(lease_id, until_s, by_ref, composers))
-        self.has_lease.set()
-
-    def return_lapsed(self, now_s: float) -> None:
-        while self.ready and self.ready[0].until_s <= now_s:
-            self._give_back(self.ready.popleft().lease_id, "permits lapsed before it was sent")
-
-    def _give_back(self, lease_id: int, reason: str) -> None:
-        if lease_id in self._sender.sending.leases:
-            self._sender.sending.give_back(lease_id, self._clock.now(), reason)
-            self._sender.settle_now(lease_id)
-
-    # -- for the workers ---------------------------------------------------------------------------
+    @property
+    def _is_connected(self) -> bool:
+        return any(worker.is_connected for worker in self._workers)
 
     @property
     def may_hold(self) -> int:
@@ -315,8 +262,9 @@ class LaneRun:
         return self._held.held if self._clock.monotonic() < self._held_until_s else 0
 
     @property
-    def messages_per_connection(self) -> int:
-        return self._held.messages_per_connection
+    def held(self) -> Connections:
+        """What the Throttle said last: how a connection is to be opened."""
+        return self._held
 
     @property
     def has_too_many_workers(self) -> bool:
@@ -330,20 +278,43 @@ class LaneRun:
         self._workers.pop(worker, None)
         self._moved.set()
 
+    def unreached(self, reply: Reply) -> None:
+        """A connection could not be had."""
+        code, said = reply.code, reply.text
+        self._observe("", 0, Seen.UNREACHED, code=code, text=said, is_internal=not code)
+        self.failed(f"no connection: {code or ''} {said}".replace("  ", " "))
+
     def failed(self, trouble: str) -> None:
         """A connection could not be had, or broke before it carried anything."""
-        self._trouble = trouble
+        self.trouble = trouble
         now_s, random = self._clock.monotonic(), self._sender.random
         self._backoff = self._backoff.failed(self.settings.backoff, now_s, random)
-        if not any(worker.is_connected for worker in self._workers):
-            while self.ready:
-                self._give_back(self.ready.popleft().lease_id, trouble)
+        if not self._is_connected:
+            self.leases.return_all(trouble)
+        is_long = self._backoff.failures >= self.settings.note_after_failures
+        if is_long and now_s - self._noted_s >= self.settings.note_every_s:
+            self._noted_s = now_s
+            for shard in list(self.leases.work):
+                self._sender.spawn(self._note(shard, trouble))
+
+    async def _note(self, shard: int, trouble: str) -> None:
+        """The rows that wait get the trouble as their reason, in case they expire so."""
+        note = NoteTrouble((self.lane.pool,), trouble, self.domains, self.except_domains)
+        while True:
+            (answer,) = await self._sender.ports.shards.execute_on(shard, [note], 0.0)
+            if isinstance(answer, MantaError) or not answer:
+                return  # in vain: it is noted again
 
     def succeeded(self) -> None:
-        self._backoff = CALM
+        self._backoff, self._noted_s = CALM, float("-inf")
 
-    def taken(self) -> None:
-        """A burst was taken, or a lease used up: there may be room for another."""
+    # -- for leases and workers --------------------------------------------------------------------
+
+    def no_permits_for(self, seconds: float) -> None:
+        self._permits_from_s = self._clock.monotonic() + seconds
+
+    def moved(self) -> None:
+        """A burst was taken, a lease came or was used up: there may be something to do."""
         self._moved.set()
 
     def progressed(self, messages: int) -> None:
@@ -354,5 +325,43 @@ class LaneRun:
         span_s = now_s - self._pace_since_s
         if span_s >= 0.5:
             # A pause without work says nothing about the pace.
-            self._pace_per_s += 0.5 * (self._paced / min(span_s, 2.0) - self._pace_per_s)
+            self.pace_per_s += 0.5 * (self._paced / min(span_s, 2.0) - self.pace_per_s)
             self._paced, self._pace_since_s = 0, now_s
+
+    def may_go_again(self, ref: MessageRef) -> bool:
+        """Whether a message whose connection was closed (421) may go at once; once for each."""
+        if ref in self._again:
+            return False
+        self._again[ref] = None
+        if len(self._again) > AGAIN_MAX:
+            del self._again[next(iter(self._again))]
+        return True
+
+    # -- what Reputation hears ---------------------------------------------------------------------
+
+    def observe(self, lease: GrantedLease, campaign_id: int, seen: Seen, **said: Any) -> None:
+        domain = lease.composers[campaign_id].sending_domain
+        self._observe(domain, campaign_id, seen, **said)
+
+    def observe_refused(
+        self, lease: GrantedLease, campaign_id: int, reply: Reply, outcome: Outcome
+    ) -> None:
+        """What a server, or nobody, said about a message that it did not take."""
+        if reply.verdict not in (Verdict.DEFERRED, Verdict.FAILED):
+            return
+        self.observe(
+            lease,
+            campaign_id,
+            Seen(reply.verdict.value),
+            bounce_class=BounceClass(outcome.bounce_class),
+            category=outcome.category,
+            code=reply.code,
+            text=reply.text if reply.code else outcome.reason,
+            is_internal=not reply.code,
+        )
+
+    def _observe(self, domain: str, campaign_id: int, seen: Seen, **said: Any) -> None:
+        lane, now = self.lane, self._clock.now()
+        self._sender.observe(
+            Observed(now, seen, domain, lane.source, lane.provider, lane.site, campaign_id, **said)
+        )

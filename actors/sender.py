@@ -2,7 +2,8 @@
 
 What may be done when is decided by ``manta.delivery.sending.Sending``; here are its journal, its
 lanes (``actors.lanes``) and its settles. One loop appends: each entry takes the attempts of all
-connections that wait and the outcomes of all that have finished since the last one.
+connections that wait and the outcomes of all that have finished since the last one. What servers
+say is told to Reputation each second; that is a hint and may be lost.
 
 At the start it fences the journal of its former incarnations, reads it, and tells every shard what
 it proves; only then it leases. On crash nothing is left to do: the next incarnation, or the
@@ -15,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from random import Random
@@ -25,8 +26,11 @@ from actors.bursts import Compose, Connect, wait_at_most
 from actors.lanes import LaneRun, LaneSettings
 from actors.resolving import ShardsPort, ask_all, take_over
 from manta.clock import Clock
+from manta.delivery.assignments import Assignment
 from manta.delivery.attempts import AttemptJournal, History, JournalPort
-from manta.delivery.lanes import Lane
+from manta.delivery.gathering import Gathering
+from manta.delivery.lanes import Lane, Site
+from manta.delivery.observations import Observed
 from manta.delivery.outcomes import Outcome
 from manta.delivery.senders import Known
 from manta.delivery.sending import Sending, SendingSettings
@@ -58,6 +62,9 @@ class SenderSettings:
     settle_retry_s: float = 1.0
     start_retry_s: float = 1.0
     truncate_every_entries: int = 500
+    tell_every_s: float = 1.0  # what was observed
+    lanes_max: int = 300  # at work at once, without those that cannot connect
+    lanes_kept_max: int = 5_000
     lane: LaneSettings = field(default_factory=LaneSettings)
     sending: SendingSettings = field(default_factory=SendingSettings)
 
@@ -68,6 +75,10 @@ class ThrottlePort(Protocol):
     ) -> Any: ...
 
 
+class ReputationPort(Protocol):
+    def push(self, method: str, *arguments: Any) -> None: ...
+
+
 class ComposersPort(Protocol):
     """``actors.composers.Composers``: ``compose(row, ref, now)`` of a campaign."""
 
@@ -76,14 +87,13 @@ class ComposersPort(Protocol):
 
 @dataclass(frozen=True)
 class Ports:
-    """What a Sender reaches. ``connect(lane, messages_max)`` opens an SMTP connection; ``serves``:
-    the names under which campaigns may ask for a source (itself and its pools)."""
+    """What a Sender reaches. ``connect(lane, site, connections)`` opens an SMTP connection."""
 
     shards: ShardsPort
     throttle: ThrottlePort
+    reputation: ReputationPort
     composers: ComposersPort
     connect: Connect
-    serves: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 class _Undecided(Exception):
@@ -121,6 +131,8 @@ class Sender:
         self._landed = asyncio.Event()  # set and cleared at once: wakes those who wait for an entry
         self._settle_wanted: list[asyncio.Event] = []
         self._known_since_s: dict[int, float] = {}
+        self._gathering = Gathering()
+        self._observed = asyncio.Event()
         self.composing = 0  # bursts that wait for the composing thread
         self.counts: Counter[str] = Counter()
         self.ended = ""
@@ -138,28 +150,33 @@ class Sender:
             return
         self._settle_wanted = [asyncio.Event() for _ in range(self.ports.shards.count)]
         self.spawn(self._keep_journal())
+        self.spawn(self._keep_telling())
         for shard in range(self.ports.shards.count):
             self.spawn(self._keep_settling(shard))
         self._tell_ready()
 
-    async def assign(
-        self, source: str, site: str, domains: Sequence[str] | None, shards: Sequence[int]
-    ) -> None:
-        """These shards have due work for a lane. ``domains`` are the site's; None: every one."""
+    async def assign(self, assignments: Sequence[Assignment]) -> list[bool]:
+        """These lanes have due work; which of them were taken. The others are more than this Sender
+        can keep: somebody else may, or it can later."""
         self._require_ready()
-        unknown = [s for s in shards if not 0 <= s < self.ports.shards.count]
+        count = self.ports.shards.count
+        unknown = [s for given in assignments for s in given.due if not 0 <= s < count]
         if unknown:
-            raise InvalidRequest(
-                f"no shard {unknown[0]}",
-                path="shards",
-                expected=f"0 to {self.ports.shards.count - 1}",
-            )
-        lane = Lane(source, source, site, site)
-        run = self._lanes.get(lane)
-        if run is None:
-            run = self._lanes[lane] = LaneRun(self, lane)
-            self.spawn(self._run_lane(run))
-        run.assign(None if domains is None else tuple(domains), shards)
+            raise InvalidRequest(f"no shard {unknown[0]}", path="due", expected=f"0 to {count - 1}")
+        room = self.settings.lanes_max - sum(not run.is_resting for run in self._lanes.values())
+        room = min(room, self.settings.lanes_kept_max - len(self._lanes))
+        taken = []
+        for given in assignments:
+            lane, site = Lane(*given.lane), Site(*given.site)
+            run = self._lanes.get(lane)
+            taken.append(run is not None or room > 0)
+            if run is None and room > 0:
+                room -= 1
+                run = self._lanes[lane] = LaneRun(self, lane, site)
+                self.spawn(self._run_lane(run))
+            if run is not None:
+                run.assign(site, given.domains, given.except_domains, given.due)
+        return taken
 
     async def revoke(self, campaign_id: int | None, refs: Iterable[tuple[int, int]] = ()) -> int:
         """Withdraw a campaign, or single messages, as far as they have not gone out."""
@@ -231,6 +248,11 @@ class Sender:
     def decide(self, lease_id: int, outcome: Outcome) -> None:
         self.sending.decide(lease_id, outcome)
         self.counts[outcome.outcome.value] += 1
+
+    def observe(self, observed: Observed) -> None:
+        """For Reputation, with the next push."""
+        self._gathering.add(observed)
+        self._observed.set()
 
     def settle_now(self, lease_id: int) -> None:
         """Something of the lease can be settled now, and nothing is gained by waiting."""
@@ -356,6 +378,15 @@ class Sender:
 
     async def _in_journal_thread(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._journal_thread, function)
+
+    # -- what was observed -------------------------------------------------------------------------
+
+    async def _keep_telling(self) -> None:
+        while not self.ended:
+            await self._observed.wait()
+            await asyncio.sleep(self.settings.tell_every_s)
+            self._observed.clear()
+            self.ports.reputation.push("observe", self._gathering.take())
 
     # -- settling ----------------------------------------------------------------------------------
 

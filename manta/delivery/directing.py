@@ -51,8 +51,7 @@ PRIORITY = 100
 TEST_PRIORITY = 10  # somebody waits for it before the screen
 TEST_OPEN = timedelta(minutes=10)  # without a further test its campaign may finish
 TESTS_KEPT_MAX = 200  # ended ones
-# A lane with fewer due rows than this is one Sender's; a longer one is shared by all.
-SHARE_FROM_ROWS = 400
+OVERRULED_MAX = 20  # actions that a person has overruled by resuming
 _ENDED = (CampaignState.FINISHED, CampaignState.CANCELLED)
 
 
@@ -186,6 +185,7 @@ class Pinned:
     """What a campaign uses, as it is at the launch."""
 
     template_version: int
+    sending_domain: str  # of the template's From address
     attributes: Sequence[str]  # that the template reads
     audience: Mapping[str, Any]  # a rule without references to segments
     attribute_types: Mapping[str, str]  # of the attributes that the rule names
@@ -255,6 +255,7 @@ def _plan(document: Document, pinned: Pinned, zone: str, due_at: datetime) -> Ca
         priority=document["priority"],
         policy=Policy(document["policy"]),
         expires_at=parse_instant(expires_at) if expires_at else None,
+        sending_domain=pinned.sending_domain,
     )
 
 
@@ -262,11 +263,18 @@ def _plan(document: Document, pinned: Pinned, zone: str, due_at: datetime) -> Ca
 
 
 def move_to(reader: Reader, id: int, state: CampaignState, now: datetime) -> Defined:
-    """Pause, resume, cancel, or take back to a draft. Raises ``Conflict`` where that cannot be."""
+    """Pause, resume, cancel, or take back to a draft. Raises ``Conflict`` where that cannot be.
+
+    A person's word stands above an action that has paused the campaign: who resumes it overrules
+    the action, who pauses it makes the pause their own.
+    """
     document = dict(required(reader, "campaigns", str(id)))
     before = CampaignState(document["state"])
+    action_id = document.pop("paused_by", None)
+    if action_id is not None and state is not CampaignState.PAUSED:
+        document["overruled"] = [*document.get("overruled", ()), action_id][-OVERRULED_MAX:]
     if before is state:
-        return Defined(document)
+        return Defined(document, () if action_id is None else (_store(document),))
     if state is CampaignState.RUNNING and before is CampaignState.SCHEDULED:
         raise Conflict(
             f"campaign {id} waits for {document['launch_at']}",
@@ -276,6 +284,35 @@ def move_to(reader: Reader, id: int, state: CampaignState, now: datetime) -> Def
     _move(document, state, now)
     if before is CampaignState.SCHEDULED:  # no shard has heard of it
         document |= _NOT_LAUNCHED
+    return Defined(document, (_store(document),))
+
+
+def pause_for(reader: Reader, id: int, action_id: int, cause: str, now: datetime) -> Defined | None:
+    """Pause a running campaign because of an action. ``None``: there is nothing to pause, or a
+    person has overruled this action."""
+    found = reader.get("campaigns", str(id))
+    if found is None or found["state"] != CampaignState.RUNNING:
+        return None
+    if action_id in found.get("overruled", ()):
+        return None
+    document = dict(found)
+    _move(document, CampaignState.PAUSED, now, cause)
+    document["paused_by"] = action_id
+    return Defined(document, (_store(document),))
+
+
+def resume_for(
+    reader: Reader, id: int, action_id: int, cause: str, now: datetime
+) -> Defined | None:
+    """Resume a campaign if it is still paused by this very action; ``None``: it is not."""
+    found = reader.get("campaigns", str(id))
+    if found is None or found["state"] != CampaignState.PAUSED:
+        return None
+    if found.get("paused_by") != action_id:
+        return None
+    document = dict(found)
+    del document["paused_by"]
+    _move(document, CampaignState.RUNNING, now, cause)
     return Defined(document, (_store(document),))
 
 
@@ -383,27 +420,19 @@ def planning_progress(document: Mapping[str, Any], shards: int) -> dict[str, int
     }
 
 
-def choose_senders(source: str, site: str, due_rows: int, senders: Sequence[str]) -> list[str]:
-    """The Senders of a lane in the order of preference: all for a long queue, else by turn."""
-    if not senders:
-        return []
-    first = sum(f"{source}|{site}".encode()) % len(senders)
-    ordered = [*senders[first:], *senders[:first]]
-    return ordered if due_rows >= SHARE_FROM_ROWS else ordered[:1]
-
-
 # -- helpers ---------------------------------------------------------------------------------------
 
 
-def _move(document: Document, state: CampaignState, now: datetime) -> None:
+def _move(document: Document, state: CampaignState, now: datetime, cause: str = "") -> None:
     document["state"] = str(move_campaign(CampaignState(document["state"]), state))
     document["step"] += 1
     document["changed_at"] = as_text(now)
-    _note(document, state, now)
+    _note(document, state, now, cause)
 
 
-def _note(document: Document, state: CampaignState, now: datetime) -> None:
-    entry = {"at": as_text(now), "state": str(state)}
+def _note(document: Document, state: CampaignState, now: datetime, cause: str = "") -> None:
+    """``cause``: what did it, where no person did."""
+    entry = {"at": as_text(now), "state": str(state)} | ({"cause": cause} if cause else {})
     document["history"] = [*document["history"], entry][-HISTORY_MAX:]
 
 

@@ -26,7 +26,10 @@ from manta.delivery.ledger import State
 from manta.delivery.planning import ExpireRows, SweepCampaign
 from manta.delivery.settling import Orphan
 
-DOMAINS_MAX = 1_000  # a report names so many at most; the rest of a campaign stands under None
+# A report names so many domains of a campaign at most; the rest stands under None. Half of them are
+# the longest queues, half take turns, so that domains nobody can reach keep no others waiting.
+DOMAINS_MAX = 1_000
+TURN_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ class SendingHook:
         overdue, lease_wakes = self._overdue(held, context.now)
         commands: list[Command] = [Orphan(overdue)] if overdue else []
         commands += _housekeeping(planned, campaigns, context.now)
-        report = tuple(_report(planned, held, campaigns))
+        report = tuple(_report(planned, held, campaigns, context.now))
         pushes = [*self._report(report, context), *self._orphans(held, database, context)]
         wakes = [*lease_wakes, self._report_again, *self._orphans_due.values()]
         wakes += [row.expires_at for row in planned]
@@ -170,7 +173,7 @@ def delivery_hooks(clock: Clock, settings: HookSettings | None = None) -> tuple[
 def work(database: Database, context: Context, arguments: Mapping[str, Any]) -> list[Work]:
     """The report as a read, for a Director that has just started."""
     planned, held = _planned(database, context.now), _held(database)
-    return list(_report(planned, held, _campaigns(database)))
+    return list(_report(planned, held, _campaigns(database), context.now))
 
 
 def _campaigns(database: Database) -> dict[int, tuple[str, str]]:
@@ -217,17 +220,31 @@ def _housekeeping(
     return commands
 
 
+def _named(rows: list[_Planned], now: datetime) -> tuple[list[_Planned], list[_Planned]]:
+    """The rows that a report names, and the others."""
+    rows = sorted(rows, key=lambda row: (-row.due, row.domain))
+    if len(rows) <= DOMAINS_MAX:
+        return rows, []
+    longest, rest = rows[: DOMAINS_MAX // 2], rows[DOMAINS_MAX // 2 :]
+    turn = DOMAINS_MAX - len(longest)
+    start = int(now.timestamp() // TURN_S) * turn % len(rest)
+    rest = rest[start:] + rest[:start]
+    return longest + rest[:turn], rest[turn:]
+
+
 def _report(
-    planned: list[_Planned], held: list[_Held], campaigns: dict[int, tuple[str, str]]
+    planned: list[_Planned],
+    held: list[_Held],
+    campaigns: dict[int, tuple[str, str]],
+    now: datetime,
 ) -> Iterator[Work]:
     for campaign_id, (state, source) in campaigns.items():
         mine = [row for row in planned if row.campaign_id == campaign_id]
         with_senders = sum(row.messages for row in held if row.campaign_id == campaign_id)
         if state == CampaignState.RUNNING:
-            mine.sort(key=lambda row: (-row.due, row.domain))
-            for row in mine[:DOMAINS_MAX]:
+            named, mine = _named(mine, now)
+            for row in named:
                 yield Work(source, row.domain, campaign_id, row.due, row.next_due_at)
-            mine = mine[DOMAINS_MAX:]
         elif mine:  # paused: pending, but nothing may be leased
             yield Work(source, None, campaign_id, 0, None)
             mine = []

@@ -15,7 +15,6 @@ import pyarrow as pa
 
 REPLY_CHARACTERS_MAX = 500
 REASON_CHARACTERS_MAX = 100
-GREYLISTED = "Greylisted"  # a category: come back later, from the same address (RFC 6647)
 
 
 class OutcomeKind(StrEnum):

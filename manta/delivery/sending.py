@@ -10,7 +10,8 @@ stored (``stored``), nothing is settled before its outcome is. A message that wa
 may go back without a record, since the absence of an attempt is what its absence proves.
 
 What is leased is attempted within ``fresh_s`` of the shard's check or returned; a revocation is
-looked for when a burst is taken and again when it goes on the wire.
+looked for when a burst is taken and again when it goes on the wire. What can never be delivered, or
+must not be, is refused without an attempt (``refuse``).
 
 On a crash everything here is gone. The journal has what counts (``manta.delivery.attempts``).
 """
@@ -22,12 +23,16 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from random import Random
+from typing import NamedTuple
 
 import pyarrow as pa
 
 from manta.delivery.attempts import Attempt, Entry, refs_of
+from manta.delivery.classification import Category, classify_reply
+from manta.delivery.lanes import Lane
 from manta.delivery.leasing import LEASE_ROWS_MAX, Grant, Lease
-from manta.delivery.outcomes import Outcome, OutcomeKind, outcomes_table
+from manta.delivery.observations import BounceClass
+from manta.delivery.outcomes import Outcome, OutcomeKind, expiry_reason, outcomes_table
 from manta.delivery.replies import Reply, Verdict
 from manta.delivery.retry import RetryPolicy, jittered
 from manta.delivery.settling import Settle
@@ -40,7 +45,6 @@ class SendingSettings:
 
     fresh_s: float = 5.0  # from the shard's check to DATA
     not_sent_retry_s: float = 30.0  # the connection failed; nothing was said about the message
-    # When its attempts are used up, a deferral is a failure.
     retry: RetryPolicy = field(default_factory=RetryPolicy)
 
 
@@ -65,17 +69,41 @@ class _Message:
     revoked: bool = False
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What a lease asks for; see ``manta.delivery.leasing.Lease``."""
+
+    lane: Lane
+    limit: int = LEASE_ROWS_MAX
+    domains: tuple[str, ...] | None = None
+    except_domains: tuple[str, ...] = ()
+    without: tuple[int, ...] = ()
+    engaged_only: bool = False
+
+
+class Tried(NamedTuple):
+    """What decides of a message that is refused for now: ``attempts`` before this one."""
+
+    ref: MessageRef
+    attempts: int
+    expires_at: datetime | None
+
+
+class Refusal(NamedTuple):
+    """Why messages fail without an attempt, in our own words."""
+
+    reason: str
+    bounce_class: BounceClass
+    category: str
+
+
 @dataclass
 class OpenLease:
     """A lease from the moment it is wanted until the shard has settled all of it."""
 
     lease_id: int
     shard: int
-    source: str
-    site: str
-    domains: tuple[str, ...] | None
-    limit: int
-    serves: tuple[str, ...]
+    wanted: Wanted
     sequence: int = 0  # of its "lease opened"; 0: not stored yet
     grant: Grant | None = None
     checked_s: float = 0.0
@@ -196,18 +224,9 @@ class Sending:
 
     # -- leases ----------------------------------------------------------------------------------
 
-    def open_lease(
-        self,
-        lease_id: int,
-        shard: int,
-        source: str,
-        site: str,
-        domains: tuple[str, ...] | None = None,
-        limit: int = LEASE_ROWS_MAX,
-        serves: tuple[str, ...] = (),
-    ) -> None:
+    def open_lease(self, lease_id: int, shard: int, wanted: Wanted) -> None:
         """Want a lease. ``lease_id`` is random and never used again."""
-        lease = OpenLease(lease_id, shard, source, site, domains, limit, serves)
+        lease = OpenLease(lease_id, shard, wanted)
         self.leases[lease_id] = lease
         self._opening.append(lease)
 
@@ -219,16 +238,21 @@ class Sending:
         """The command to ask the shard with, until it is answered."""
         lease = self.leases[lease_id]
         assert lease.sequence, "asked before `lease opened` was stored"
+        wanted = lease.wanted
         return Lease(
             lease_id,
             self.sender,
             self.epoch,
             lease.sequence,
-            lease.source,
-            lease.site,
-            lease.domains,
-            lease.limit,
-            lease.serves,
+            wanted.lane.source,
+            wanted.lane.site,
+            wanted.domains,
+            wanted.limit,
+            (wanted.lane.pool,),
+            wanted.lane.provider,
+            wanted.except_domains,
+            wanted.without,
+            wanted.engaged_only,
         )
 
     def granted(self, lease_id: int, grant: Grant, asked_s: float, now: datetime) -> None:
@@ -298,8 +322,9 @@ class Sending:
         """The message's row in ``leases[lease_id].grant.rows``."""
         return self.leases[lease_id].messages[ref].row
 
-    def attempts_before(self, lease_id: int, ref: MessageRef) -> int:
-        return self.leases[lease_id].messages[ref].attempts
+    def tried(self, lease_id: int, ref: MessageRef) -> Tried:
+        message = self.leases[lease_id].messages[ref]
+        return Tried(ref, message.attempts, message.expires_at)
 
     def decide(self, lease_id: int, outcome: Outcome) -> None:
         """What became of an attempted message; it is settled once the next entry is stored."""
@@ -369,12 +394,43 @@ class Sending:
             if message.phase is Phase.WAITING:
                 self._give_back(message, now, reason)
 
+    def refuse(
+        self,
+        lease_id: int,
+        refs: Iterable[MessageRef],
+        refusal: Refusal,
+        now_s: float,
+        now: datetime,
+    ) -> list[MessageRef]:
+        """Fail messages that wait, without an attempt; those that did fail.
+
+        Nothing of it is in the journal: after a crash they were not attempted, go back, and fail
+        the next time.
+        """
+        lease, failed = self.leases[lease_id], []
+        for ref in refs:
+            message = lease.messages[ref]
+            if message.phase is Phase.WAITING and self._may_go(lease, message, now_s, now):
+                message.outcome = Outcome(
+                    *ref,
+                    OutcomeKind.FAILED,
+                    now,
+                    refusal.reason,
+                    reply=refusal.reason,
+                    source=lease.wanted.lane.source,
+                    bounce_class=str(refusal.bounce_class),
+                    category=refusal.category,
+                )
+                message.phase = Phase.KNOWN
+                failed.append(ref)
+        return failed
+
     # -- inside ------------------------------------------------------------------------------------
 
     def _may_go(self, lease: OpenLease, message: _Message, now_s: float, now: datetime) -> bool:
         """Whether a waiting message may be attempted; if not, its outcome is known at once."""
         if message.expires_at is not None and message.expires_at <= now:
-            reason = "expired before it was sent"
+            reason = expiry_reason(message.attempts)
             message.outcome = Outcome(*message.ref, OutcomeKind.EXPIRED, now, reason)
             message.phase = Phase.KNOWN
             return False
@@ -408,30 +464,48 @@ class Sending:
 
 
 def outcome_of(
-    ref: MessageRef,
+    tried: Tried,
     reply: Reply,
-    attempts_before: int,
     source: str,
     now: datetime,
     random: Random,
     settings: SendingSettings,
 ) -> Outcome:
-    """The outcome that a reply means, with the time of the next try where there is one."""
-    kind = OutcomeKind.RETURNED
-    due_at, reason = None, reply.reason
+    """The outcome that a reply means, with the time of the next try where there is one.
+
+    What is refused for now, and would be tried again only when it has expired, expires.
+    """
+    ref, reason = tried.ref, reply.reason
     if reply.verdict is Verdict.NOT_SENT:
         wait_s = jittered(settings.not_sent_retry_s, settings.retry.jitter, random)
         due_at = now + timedelta(seconds=wait_s)
-    elif reply.verdict is Verdict.DEFERRED:
-        wait = settings.retry.wait_s(attempts_before + 1, random)
-        if wait is None:
-            kind = OutcomeKind.FAILED
-            reason = f"gave up after {attempts_before + 1} attempts: {reason}"
-        else:
-            kind, due_at = OutcomeKind.DEFERRED, now + timedelta(seconds=wait)
-    else:
-        kind = OutcomeKind(reply.verdict.value)
-    return Outcome(*ref, kind, now, reason, reply.code, reply.text, source, due_at)
+        kind = OutcomeKind.RETURNED
+        return Outcome(*ref, kind, now, reason, reply.code, reply.text, source, due_at)
+    kind = OutcomeKind(reply.verdict.value)
+    if kind not in (OutcomeKind.DEFERRED, OutcomeKind.FAILED) or not reply.code:
+        return Outcome(*ref, kind, now, reason, reply.code, reply.text, source)
+    said = classify_reply(reply.code, reply.text)
+    if said.category != Category.UNCATEGORIZED:
+        reason = said.words
+    next_at: datetime | None = None
+    if kind is OutcomeKind.DEFERRED:
+        attempts, is_greylisted = tried.attempts + 1, said.category == Category.GREYLISTED
+        wait = settings.retry.wait_s(attempts, random, is_greylisted=is_greylisted)
+        next_at = None if wait is None else now + timedelta(seconds=wait)
+        if next_at is None or (tried.expires_at is not None and next_at >= tried.expires_at):
+            kind, next_at, reason = OutcomeKind.EXPIRED, None, expiry_reason(attempts, reason)
+    return Outcome(
+        *ref,
+        kind,
+        now,
+        reason,
+        reply.code,
+        reply.text,
+        source,
+        next_at,
+        str(said.bounce_class),
+        said.category,
+    )
 
 
 def rows_of(lease: OpenLease, refs: Iterable[MessageRef]) -> pa.Table:

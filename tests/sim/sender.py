@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from manta.delivery.attempts import AttemptJournal, Entry, resolve
+from manta.delivery.lanes import Lane
 from manta.delivery.leasing import Lease
 from manta.delivery.retry import RetryPolicy
 from manta.delivery.senders import SenderKnown
-from manta.delivery.sending import Burst, Sending, SendingSettings, outcome_of
+from manta.delivery.sending import Burst, Sending, SendingSettings, Wanted, outcome_of
 from manta.delivery.settling import FenceSender, ResolveOrphans
 from manta.errors import Damaged, Fenced, OutcomeUnknown, StoreUnavailable
 from manta.ids import MessageRef
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from tests.sim.world import World
 
 LANES = 2
+LANE = Lane("mx-a", "mx-a", "relay", "relay")
 _FATAL = (Fenced, OutcomeUnknown, Damaged)
 
 
@@ -149,7 +151,7 @@ class SenderProcess(Owner):
                 continue
             lease_id = self.random.getrandbits(60)
             self.w.point(self, "before a lease")
-            sending.open_lease(lease_id, shard, "mx-a", "relay", None, self.random.randint(1, 6))
+            sending.open_lease(lease_id, shard, Wanted(LANE, self.random.randint(1, 6)))
             while not sending.is_opened(lease_id):
                 yield 0.05
             command = sending.lease_command(lease_id)
@@ -184,10 +186,9 @@ class SenderProcess(Owner):
             yield 0.02
             reply = yield from self.w.receiver.transact(ref)
             outcome = outcome_of(
-                ref,
+                sending.tried(burst.lease_id, ref),
                 reply,
-                sending.attempts_before(burst.lease_id, ref),
-                "mx-a",
+                LANE.source,
                 self.clock.now(),
                 self.random,
                 self.settings,

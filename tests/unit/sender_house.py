@@ -17,13 +17,15 @@ from actors.sender import Ports, Sender, SenderSettings
 from manta.clock import SystemClock
 from manta.command import Decision, Repeated
 from manta.content.language import TemplateError
+from manta.delivery.assignments import Assignment
 from manta.delivery.campaign import CampaignPlan, CampaignState, Kind
-from manta.delivery.lanes import Lane, Limits
+from manta.delivery.lanes import Lane, Limits, Site
+from manta.delivery.observations import Observed, Seen
 from manta.delivery.planning import PlanCampaign, SetCampaign
 from manta.delivery.replies import Reply, Verdict, classify
 from manta.delivery.retry import BackoffPolicy
 from manta.delivery.sending import SendingSettings
-from manta.delivery.throttle import Budgets
+from manta.delivery.throttle import Budgets, Connections
 from manta.delivery.transaction import Envelope
 from manta.errors import MantaError, NotReady, OutcomeUnknown
 from manta.store.journal import Journal
@@ -36,16 +38,20 @@ QUICK = SenderSettings(
     settle_after_s=0.05,
     settle_retry_s=0.02,
     start_retry_s=0.02,
+    tell_every_s=0.02,
     lane=LaneSettings(
         burst_messages=4,
         lease_rows_min=4,
         idle_s=0.2,
+        direct_idle_s=0.2,
         hold_soon_s=0.02,
         trouble_pause_s=0.02,
         backoff=BackoffPolicy(first_wait_s=0.05),
     ),
     sending=SendingSettings(not_sent_retry_s=0.05),
 )
+LANE = Lane("relay", "relay", "others", "others")
+SITE = Site("others", "others")
 NOT_SENT = Reply(Verdict.NOT_SENT, 0, "connection lost", "not sent")
 UNCERTAIN = Reply(Verdict.UNCERTAIN, 0, "connection lost", "no reply after the message")
 
@@ -116,28 +122,49 @@ class _Repeat:
 
 
 class FakeThrottle:
+    """Real budgets; what a grant says besides is ``says``."""
+
     def __init__(self, limits: Limits) -> None:
         self.budgets = Budgets({"relay": limits}, empty_at_s=None)
         self.clock = SystemClock()
         self.away = False
-        self.held = 0
+        self.held: Counter[Lane] = Counter()
+        self.says: dict[str, Any] = {}
+        self.asked: Counter[tuple[str, Lane]] = Counter()
+        self.wanted: list[int] = []
 
     async def call(self, method: str, *arguments: Any, deadline_s: float = 0, once=False) -> Any:
         await asyncio.sleep(0)
         if self.away:
             raise NotReady("taking over")
         sender, lane, *rest = arguments
+        self.asked[method, Lane(*lane)] += 1
         if method == "grant":
             wanted, unused = rest
+            self.wanted.append(wanted)
             return self.budgets.grant(
                 sender, Lane(*lane), wanted, self.clock.monotonic(), unused=unused
-            )
+            )._replace(**self.says)
         answer = self.budgets.hold(sender, Lane(*lane), rest[0], self.clock.monotonic())
-        self.held = answer.held
+        self.held[Lane(*lane)] = answer.held
         return answer
 
 
+class FakeReputation:
+    def __init__(self) -> None:
+        self.observed: list[Observed] = []
+
+    def push(self, method: str, observed: list[Observed]) -> None:
+        assert method == "observe"
+        self.observed += observed
+
+    def count(self, seen: Seen) -> int:
+        return sum(o.messages for o in self.observed if o.seen is seen)
+
+
 class FakeComposers:
+    sending_domain = "shop.example"
+
     def __init__(self) -> None:
         self.away = False
 
@@ -160,6 +187,8 @@ class FakeServer:
     def __init__(self) -> None:
         self.sent: Counter[str] = Counter()
         self.refuse: list[Reply] = []
+        self.unreachable: dict[str, Reply] = {}  # by site
+        self.connected: list[tuple[Lane, Site, Connections]] = []
         self.reply: Callable[[Envelope], Reply] = lambda envelope: classify(250, "2.0.0 ok")
         self.delay_s = 0.0
         self.gate: asyncio.Event | None = None
@@ -169,14 +198,17 @@ class FakeServer:
         self.bursts: list[int] = []
         self.last: FakeConnection | None = None
 
-    async def connect(self, lane: Lane, messages_max: int) -> Any:
+    async def connect(self, lane: Lane, site: Site, connections: Connections) -> Any:
         await asyncio.sleep(0)
+        self.connected.append((lane, site, connections))
         if self.refuse:
             return self.refuse.pop(0)
+        if site.name in self.unreachable:
+            return self.unreachable[site.name]
         self.open += 1
         self.opened += 1
         self.open_most = max(self.open_most, self.open)
-        self.last = FakeConnection(self, messages_max)
+        self.last = FakeConnection(self, connections.messages_per_connection)
         return self.last
 
 
@@ -231,14 +263,17 @@ class House:
         self.objects = MemoryObjects(self.clock)
         self.shards = FakeShards(shards)
         self.throttle = FakeThrottle(Limits(**chosen))
+        self.reputation = FakeReputation()
         self.composers = FakeComposers()
         self.server = FakeServer()
         self.connect: Any = self.server.connect
         self.ended: list[str] = []
         self._nonces = 0
+        self.assigns = self.everything
         for place, email in enumerate(people):
             self.shards.shards[place % shards].person(email)
         for shard in self.shards.shards:
+            shard.now = self.clock.now()
             plan = CampaignPlan(
                 campaign_id=7,
                 kind=Kind.TRANSACTIONAL,
@@ -263,7 +298,7 @@ class House:
 
     def sender(self, settings: SenderSettings = QUICK) -> Sender:
         async def find_ports() -> Ports:
-            return Ports(self.shards, self.throttle, self.composers, self.connect)
+            return Ports(self.shards, self.throttle, self.reputation, self.composers, self.connect)
 
         return Sender(
             "sender-00", self.journal(), self.ended.append, self.clock, Random(5), find_ports,
@@ -286,8 +321,12 @@ class House:
         while True:
             due = [s for s in range(self.shards.count) if self.shards.has_due(s)]
             if due:
-                await sender.assign("relay", "*", None, due)
+                await sender.assign(self.assigns(due))
             await asyncio.sleep(0.05)
+
+    def everything(self, shards: Sequence[int]) -> list[Assignment]:
+        """One lane for all domains."""
+        return [Assignment(LANE, SITE, None, (), dict.fromkeys(shards, 1_000))]
 
     async def until(self, condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
         async with asyncio.timeout(timeout_s):

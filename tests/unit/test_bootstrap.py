@@ -48,7 +48,8 @@ async def test_everything_is_started_in_order(monkeypatch: pytest.MonkeyPatch) -
     found = await bootstrap.up(Settings(workspace="w", shards=2, senders=1))
     assert found.shards.count == 2
     assert cluster.started == [
-        "w/catalog", "w/throttle", "w/shard-000", "w/shard-001", "w/director", "w/sender-00",
+        "w/catalog", "w/throttle", "w/resolver",
+        "w/shard-000", "w/shard-001", "w/director", "w/sender-00",
     ]  # fmt: skip
 
 
@@ -60,7 +61,7 @@ async def test_another_number_of_shards_is_refused_before_any_is_started(
     with pytest.raises(InvalidRequest, match="has 2 shards") as caught:
         await bootstrap.up(Settings(workspace="w", shards=asked))
     assert caught.value.path == "shards" and "shards = 2" in caught.value.expected
-    assert cluster.started == ["w/catalog"]
+    assert cluster.started == ["w/catalog", "w/throttle", "w/resolver"]
 
 
 async def test_a_folder_is_refused_on_several_nodes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,7 +122,7 @@ def test_what_is_not_an_api_key_is_not_echoed(text: str) -> None:
 
 
 SOURCES = ["relay", "bulk"]
-PINNED = directing.Pinned(1, ["city"], {"all": []}, {})
+PINNED = directing.Pinned(1, "shop.example", ["city"], {"all": []}, {})
 
 
 def draft(shelf: Shelf, **fields: Any) -> dict[str, Any]:
@@ -269,10 +269,3 @@ def test_a_wrong_campaign_names_its_field(shelf: Shelf, fields: dict[str, Any], 
     with pytest.raises(InvalidRequest) as caught:
         draft(shelf, **fields)
     assert caught.value.path == path
-
-
-def test_a_long_lane_is_shared_and_a_short_one_is_not() -> None:
-    senders = ["sender-00", "sender-01", "sender-02"]
-    assert len(directing.choose_senders("relay", "relay", 10, senders)) == 1
-    assert sorted(directing.choose_senders("relay", "relay", 10_000, senders)) == senders
-    assert directing.choose_senders("relay", "relay", 10, []) == []

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from random import Random
+
+import pytest
 
 from manta.clock import ManualClock
 from manta.command import Context
+from manta.delivery import hooks
 from manta.delivery.campaign import CampaignState
 from manta.delivery.hooks import HookResult, HookSettings, SendingHook, Work, delivery_hooks
 from manta.delivery.planning import ExpireRows, SweepCampaign
@@ -131,3 +135,25 @@ def test_looks_come_seldom_where_they_cost_much() -> None:
     assert hook.min_gap_s == 0.02 / hook.settings.cost_share
     hook._cost_s = 60.0
     assert hook.min_gap_s == hook.settings.max_gap_s
+
+
+def test_a_report_names_the_longest_queues_and_the_others_in_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hooks, "DOMAINS_MAX", 4)
+    shard = SendingShard(0)
+    shard.load(
+        "profiles",
+        *({"subscriber_id": i, "email": f"p{i}@d{i % 10}.example"} for i in range(1, 15)),
+    )
+    shard.load("consents", *(shard.consent(i) for i in range(1, 15)))
+    shard.start()
+    seen: set[str | None] = set()
+    for _ in range(5):
+        report = hooks.work(shard.database, Context(shard.now, Random(1), "w", 0), {})
+        named = [work.domain for work in report]
+        assert named[:2] == ["d1.example", "d2.example"] and named[4:] == [None]
+        assert sum(work.due for work in report) == 14
+        seen |= set(named)
+        shard.now += timedelta(seconds=30)
+    assert len(seen) == 11

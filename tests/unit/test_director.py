@@ -22,9 +22,13 @@ from actors.handles import find
 from manta.clock import ManualClock
 from manta.command import Context, Repeated
 from manta.delivery import queries as delivery_queries
+from manta.delivery.assignments import Assignment
 from manta.delivery.attempts import Attempt, AttemptJournal, Entry
+from manta.delivery.campaign import CampaignPlan
 from manta.delivery.directing import Page
 from manta.delivery.hooks import Work
+from manta.delivery.lanes import Lane, Site
+from manta.delivery.law import Law
 from manta.delivery.planning import SetCampaign
 from manta.errors import (
     Conflict,
@@ -36,7 +40,7 @@ from manta.errors import (
     OutcomeUnknown,
     StoreUnavailable,
 )
-from manta.settings import EgressSource, Settings
+from manta.settings import EgressSource, Pool, PoolMember, Settings
 from manta.store.documents import Documents
 from manta.store.journal import Journal
 from tests.faults import MemoryObjects
@@ -44,6 +48,16 @@ from tests.unit.people_shard import START, Shard
 
 SETTINGS = Settings(
     shards=2, senders=3, egress=(EgressSource(name="relay"), EgressSource(name="bulk"))
+)
+POOLED = Settings(
+    shards=2,
+    senders=3,
+    egress=(
+        EgressSource(name="mx-a", kind="direct"),
+        EgressSource(name="mx-b", kind="direct"),
+        EgressSource(name="relay"),
+    ),
+    pools=(Pool("main", (PoolMember("mx-a"), PoolMember("mx-b"), PoolMember("relay"))),),
 )
 TEMPLATE = {"name": "News", "subject": "Hi", "html": "<p>Hi</p>", "from_email": "a@shop.example"}
 EVERYBODY = {"all": []}
@@ -71,7 +85,8 @@ class Ended(BaseException):
 class World:
     """``away`` roles are refused at once, ``hung`` ones do not answer until they are let go."""
 
-    def __init__(self, people: int = 10) -> None:
+    def __init__(self, people: int = 10, settings: Settings = SETTINGS) -> None:
+        self.settings = settings
         self.clock = ManualClock(START)
         self.objects = MemoryObjects(self.clock)
         self.shards = [Shard(), Shard()]
@@ -80,6 +95,9 @@ class World:
         self.hung: dict[str, asyncio.Event] = {}
         self.asked: list[tuple[str, str, Any]] = []
         self.assigned: list[tuple[str, str, list[int]]] = []
+        self.assignments: list[Assignment] = []
+        self.sites: Any = None
+        self.law = Law().to_document()
         self.pushed: list[tuple[str, str, tuple[Any, ...]]] = []
         self.queries = delivery_queries.QUERIES
         self.on_execute: Callable[[int, Any], None] = lambda shard, command: None
@@ -123,9 +141,14 @@ class World:
         if kind == "catalog":
             return await getattr(self.catalog, method)(*arguments)
         if kind == "sender":
-            source, _, _, shards = arguments
-            self.assigned.append((role, source, shards))
-            return None
+            (assignments,) = arguments
+            self.assigned += [(role, each.lane.source, sorted(each.due)) for each in assignments]
+            self.assignments += assignments
+            return [True] * len(assignments)
+        if kind == "resolver":
+            return await self.sites(arguments[0])
+        if kind == "reputation":
+            return self.law
         if method == "execute":
             return [self._execute(int(number), command) for command in arguments[0]]
         shard = self.shards[int(number)]
@@ -164,7 +187,7 @@ class World:
             self,
             find_handles,
             lambda sender: AttemptJournal(self.attempts(9)),
-            SETTINGS,
+            self.settings,
         )
         await self.director.start()
         return self.director
@@ -224,8 +247,8 @@ def _consent(person: int) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def world(people: int = 10) -> AsyncIterator[World]:
-    built = World(people)
+async def world(people: int = 10, settings: Settings = SETTINGS) -> AsyncIterator[World]:
+    built = World(people, settings)
     await built.catalog.start()
     await built.catalog.save_template(TEMPLATE)
     await built.start_director()
@@ -592,6 +615,128 @@ async def test_a_long_lane_goes_to_all_and_a_new_director_asks_the_shards() -> N
         w.queries = dict(w.queries) | {"work": lambda *_: report()}
         await w.start_director()
         await w.until(lambda: len(w.assigned) >= 1)
+
+
+async def test_every_source_of_a_pool_gets_lanes_to_the_sites_of_what_is_due() -> None:
+    google = Site("mx.google.example", "google", (("mx.google.example",),))
+    asked = asyncio.Event()
+
+    async def sites(domains: list[str]) -> dict[str, Site | None]:
+        await asked.wait()
+        return {d: google if d != "lost.example" else None for d in domains}
+
+    async with world(settings=POOLED) as w:
+        w.sites = sites
+        names = ("gmail.com", "a.example", "lost.example")
+        await w.director.work(0, [Work("main", d, 7, 5, None) for d in names])
+        await w.director.work(1, [Work("main", None, 7, 3, None)])
+        await w.until(lambda: len(w.assignments) >= 2)  # the relay waits for nobody
+        assert {a.lane.source for a in w.assignments} == {"relay"}
+        others = next(a for a in w.assignments if a.lane.site == "others")
+        assert others.lane == Lane("main", "relay", "others", "others")
+        assert (others.domains, others.due) == (None, {0: 10, 1: 3})
+        provider = next(a for a in w.assignments if a.lane.site != "others")
+        assert provider.domains == others.except_domains == ("gmail.com",)
+        assert provider.site == Site(provider.lane.provider, provider.lane.provider)
+        asked.set()
+        await w.until(lambda: {"mx-a", "mx-b"} <= {a.lane.source for a in w.assignments})
+        direct = next(a for a in w.assignments if a.lane.source == "mx-a")
+        assert direct.lane == Lane("main", "mx-a", "mx.google.example", "google")
+        assert (direct.site, direct.domains, direct.due) == (google, names[:2], {0: 10})
+        status = await w.director.status()
+        assert status["unknown_domains"] == ["lost.example"]
+        assert status["due"] == {"main": 18} and status["unknown_ways_out"] == []
+
+
+async def test_a_resolver_is_asked_again_and_a_lane_that_finds_no_room_goes_elsewhere() -> None:
+    async with world(settings=POOLED) as w:
+        w.away.add("resolver")
+        await w.director.work(0, [Work("mx-a", "a.example", 7, 5, None)])
+        await w.until(lambda: any(role == "resolver" for role, _, _ in w.asked))
+        w.away.clear()
+
+        async def sites(domains: list[str]) -> dict[str, Site | None]:
+            return {d: Site(d, d, ((d,),)) for d in domains}
+
+        w.sites = sites
+        full: list[str] = []
+        call = w.call
+
+        async def some_are_full(role: str, method: str, *arguments: Any, **more: Any) -> Any:
+            if method == "assign" and len(full) < 2:
+                full.append(role)
+                return [False] * len(arguments[0])
+            return await call(role, method, *arguments, **more)
+
+        w.director._assigner._calls.call = some_are_full
+        w.clock.advance(60)
+        await w.director.work(0, [Work("mx-a", "a.example", 7, 5, None)])
+        await w.until(lambda: len(w.assignments) == 1)
+        assert len({*full, w.assigned[0][0]}) == 3
+
+
+async def test_the_law_says_whose_domains_are_whose() -> None:
+    text = """
+[provider.inhouse]
+domains = ["a.example"]
+"""
+    async with world() as w:
+        await w.director.law(Law(3, text).to_document())
+        await w.director.law(Law(2, "").to_document())  # an older one that comes late
+        await w.director.work(0, [Work("relay", "a.example", 7, 5, None)])
+        await w.until(lambda: len(w.assignments) == 1)
+        assert w.assignments[0].lane == Lane("relay", "relay", "inhouse", "inhouse")
+        await w.director.law(Law(4, "nonsense").to_document())
+        assert (await w.director.status())["law_version"] == 4
+        w.law = Law(5, text).to_document()
+        await w.start_director()
+        await w.until(lambda: w.director._law_version == 5)
+
+
+async def test_an_action_pauses_a_campaign_and_its_end_resumes_it() -> None:
+    action = {"id": 4, "cause": "complaints at google: 1.2 %"}
+    async with world() as w:
+        id = await w.draft()
+        await w.director.pause_for(id, action)  # a draft sends nothing
+        await w.director.pause_for(99, action)
+        await w.director.launch(id)
+        await w.until(lambda: w.ledger() == {"planned": 10})
+        await w.director.pause_for(id, action)
+        await w.director.pause_for(id, action)
+        document = await w.director.campaign(id)
+        assert document["state"] == "paused" and w.states(0) == w.states(1) == ["paused"]
+        assert document["history"][-1]["cause"] == action["cause"]
+        await w.director.resume_for(id, 5)
+        assert (await w.director.campaign(id))["state"] == "paused"
+        await w.start_director()
+        await w.director.resume_for(id, 4)
+        assert (await w.director.campaign(id))["state"] == "running"
+        await w.until(lambda: w.states(0) == w.states(1) == ["running"])
+
+
+async def test_a_person_stands_above_an_action() -> None:
+    action = {"id": 4, "cause": "complaints"}
+    async with world() as w:
+        id = await w.draft()
+        await w.director.launch(id)
+        await w.director.pause_for(id, action)
+        await w.director.pause(id)  # now it is the person's pause
+        await w.director.resume_for(id, 4)
+        assert (await w.director.campaign(id))["state"] == "paused"
+        await w.director.resume(id)
+        await w.director.pause_for(id, action | {"id": 5})
+        await w.director.resume(id)  # overrules 5
+        await w.director.pause_for(id, action | {"id": 5})
+        assert (await w.director.campaign(id))["state"] == "running"
+        await w.director.pause_for(id, action | {"id": 6})
+        assert (await w.director.campaign(id))["state"] == "paused"
+
+
+async def test_a_launch_pins_whose_reputation_is_at_stake() -> None:
+    async with world() as w:
+        id = await w.draft()
+        plan = CampaignPlan.from_json((await w.director.launch(id))["definition"])
+        assert plan.sending_domain == "shop.example"
 
 
 async def test_a_lost_report_does_not_hold_up_the_end() -> None:

@@ -28,6 +28,12 @@ def test_without_jitter_it_is_exact_and_ends_after_four_to_five_days():
     assert 4 * 86_400 < sum(waits[:31]) < 5 * 86_400
 
 
+def test_a_greylister_gets_two_short_waits():
+    waits = [POLICY.wait_s(n, Random(n), is_greylisted=True) for n in (1, 2, 3)]
+    assert all(225 <= wait_s <= 375 for wait_s in waits[:2]) and waits[2] >= 3600
+    assert POLICY.wait_s(32, Random(1), is_greylisted=True) is None
+
+
 def test_a_policy_is_checked():
     for bad in ({"first_wait_s": 0}, {"factor": 0.5}, {"jitter": 1.0}, {"wait_s_max": 1}):
         with pytest.raises(ValueError, match="expected"):

@@ -9,15 +9,27 @@ import pyarrow as pa
 import pytest
 
 from manta.clock import ManualClock
+from manta.delivery.lanes import Lane
 from manta.delivery.leasing import Grant
+from manta.delivery.observations import BounceClass
 from manta.delivery.outcomes import Outcome, OutcomeKind, outcomes_of
 from manta.delivery.replies import Reply, Verdict
-from manta.delivery.sending import Burst, Sending, SendingSettings, outcome_of, rows_of
+from manta.delivery.sending import (
+    Burst,
+    Refusal,
+    Sending,
+    SendingSettings,
+    Tried,
+    Wanted,
+    outcome_of,
+    rows_of,
+)
 from manta.delivery.settling import Settle
 from manta.ids import MessageRef
 
 NOW = ManualClock().now()
 LEASE = 5
+LANE = Lane("pool", "mx-a", "mx.b.example", "b")
 A, B, C = MessageRef(1, 9), MessageRef(2, 9), MessageRef(3, 9)
 
 
@@ -41,7 +53,7 @@ def opened() -> Sending:
     """A Sender whose "lease opened" is stored as entry 2, and which has not asked yet."""
     sending = Sending("sender-00", 1, 1, 1)
     sending.resolved()
-    sending.open_lease(LEASE, 0, "mx-a", "relay")
+    sending.open_lease(LEASE, 0, Wanted(LANE))
     entry = sending.next_entry()
     assert entry is not None and entry.leases == (LEASE,)
     sending.stored(2)
@@ -78,7 +90,7 @@ def kinds(settle: Settle | None) -> dict[int, str]:
 
 def test_the_shard_is_asked_after_the_lease_is_on_record() -> None:
     sending = Sending("sender-00", 1, 1, 1)
-    sending.open_lease(LEASE, 0, "mx-a", "relay")
+    sending.open_lease(LEASE, 0, Wanted(LANE))
     with pytest.raises(AssertionError):
         sending.lease_command(LEASE)
     sending.next_entry()
@@ -191,7 +203,7 @@ def test_the_low_water_waits_for_the_oldest_open_lease() -> None:
     sending.resolved()
     assert sending.low_water == 10
     for number, lease_id in enumerate((1, 2), start=10):
-        sending.open_lease(lease_id, 0, "mx-a", "relay")
+        sending.open_lease(lease_id, 0, Wanted(LANE))
         sending.next_entry()
         sending.stored(number)
     assert sending.low_water == 10
@@ -204,7 +216,39 @@ def test_the_low_water_waits_for_the_oldest_open_lease() -> None:
 def test_an_empty_lease_is_over_and_rows_are_found() -> None:
     sending = granted(A, B)
     assert rows_of(sending.leases[LEASE], [B]).column("subscriber_id").to_pylist() == [2]
-    assert (sending.row(LEASE, B), sending.attempts_before(LEASE, B)) == (1, 0)
+    assert sending.row(LEASE, B) == 1
+    assert sending.tried(LEASE, B) == Tried(B, 0, NOW + timedelta(hours=1))
+
+
+def test_a_lease_asks_for_its_lane() -> None:
+    sending = Sending("sender-00", 1, 1, 1)
+    wanted = Wanted(LANE, 9, ("b.example",), ("c.example",), (8,), True)
+    sending.open_lease(LEASE, 0, wanted)
+    sending.next_entry()
+    sending.stored(2)
+    lease = sending.lease_command(LEASE)
+    assert (lease.source, lease.site, lease.provider) == LANE[1:]
+    assert (lease.serves, lease.limit, lease.engaged_only) == (("pool",), 9, True)
+    assert (lease.domains, lease.except_domains) == (("b.example",), ("c.example",))
+    assert lease.without == (8,)
+
+
+def test_what_must_not_be_sent_fails_without_an_attempt() -> None:
+    sending = granted(A, B, C)
+    burst = burst_of(sending, 1)
+    sending.revoke(None, (B,))
+    refusal = Refusal("no such domain", BounceClass.HARD, "BadDomain")
+    assert sending.refuse(LEASE, (A, B, C), refusal, 1.0, NOW) == [C]
+    settle = sending.next_settle(LEASE, 1.0, NOW)
+    assert kinds(settle) == {2: "returned", 3: "failed"} and settle is not None
+    failed = outcomes_of(settle.outcomes)[1]
+    assert (failed.reason, failed.bounce_class, failed.category, failed.source) == (
+        "no such domain",
+        "hard",
+        "BadDomain",
+        "mx-a",
+    )
+    assert burst.refs == (A,) and sending.next_entry() is not None
 
 
 @pytest.mark.parametrize(
@@ -215,12 +259,48 @@ def test_an_empty_lease_is_over_and_rows_are_found() -> None:
         (Verdict.UNCERTAIN, 0, OutcomeKind.UNCERTAIN, False),
         (Verdict.NOT_SENT, 0, OutcomeKind.RETURNED, True),
         (Verdict.DEFERRED, 0, OutcomeKind.DEFERRED, True),
-        (Verdict.DEFERRED, 31, OutcomeKind.FAILED, False),
+        (Verdict.DEFERRED, 31, OutcomeKind.EXPIRED, False),
     ],
 )
 def test_what_a_reply_means(verdict: Verdict, before: int, kind: OutcomeKind, waits: bool) -> None:
-    reply = Reply(verdict, 451, "text", "why")
-    outcome = outcome_of(A, reply, before, "mx-a", NOW, Random(1), SendingSettings())
+    code = {Verdict.ACCEPTED: 250, Verdict.FAILED: 550}.get(verdict, 451)
+    reply = Reply(verdict, code, "text", "why")
+    outcome = outcome_of(Tried(A, before, None), reply, "mx-a", NOW, Random(1), SendingSettings())
     assert outcome.outcome is kind
     assert (outcome.due_at is not None) == waits
     assert outcome.due_at is None or outcome.due_at > NOW
+
+
+def refused(code: int, text: str, before: int = 0, expires_in: timedelta | None = None) -> Outcome:
+    verdict = Verdict.DEFERRED if code < 500 else Verdict.FAILED
+    expires_at = None if expires_in is None else NOW + expires_in
+    tried = Tried(A, before, expires_at)
+    reply = Reply(verdict, code, text, "why")
+    return outcome_of(tried, reply, "mx-a", NOW, Random(1), SendingSettings())
+
+
+def test_a_refusal_is_classified() -> None:
+    outcome = refused(550, "5.1.1 user unknown")
+    assert (outcome.bounce_class, outcome.category) == ("hard", "InvalidRecipient")
+    assert outcome.reason and outcome.reason != "why"
+    impossible = Reply(Verdict.FAILED, 0, "x", "address is not valid")
+    found = outcome_of(Tried(A, 0, None), impossible, "mx-a", NOW, Random(1), SendingSettings())
+    assert (found.bounce_class, found.category, found.reason) == ("", "", "address is not valid")
+
+
+def test_a_greylister_is_asked_again_soon_twice() -> None:
+    waits = []
+    for before in range(3):
+        outcome = refused(451, "4.7.1 Greylisted, please try again in 300 seconds", before)
+        assert (outcome.outcome, outcome.category) == (OutcomeKind.DEFERRED, "Greylisted")
+        assert outcome.due_at is not None
+        waits.append((outcome.due_at - NOW).total_seconds())
+    assert all(225 <= wait_s <= 375 for wait_s in waits[:2]) and waits[2] > 1_000
+
+
+def test_what_would_be_tried_again_too_late_expires_with_the_last_reply() -> None:
+    late = refused(451, "4.3.2 system busy", 3, timedelta(hours=1))
+    assert (late.outcome, late.due_at) == (OutcomeKind.EXPIRED, None)
+    assert late.reason.startswith("expired after 4 attempts: ")
+    assert (late.reply_code, late.reply) == (451, "4.3.2 system busy") and late.category
+    assert refused(451, "4.3.2 system busy", 0, timedelta(hours=1)).outcome is OutcomeKind.DEFERRED
