@@ -36,7 +36,7 @@ from manta.delivery.sites import ADDRESSES_MAX, Answer, Found, kept_s
 from manta.errors import InvalidRequest
 from manta.settings import DnsSettings
 
-CACHE_ENTRIES_MAX = 200_000
+CACHE_ENTRIES_MAX = 100_000  # about 1 kB each
 QUESTIONS_MAX = 100  # on the wire at once; more wait their turn
 RECORDS_MAX = 100  # of one answer
 RECORD_CHARACTERS_MAX = 4_096

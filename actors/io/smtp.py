@@ -175,6 +175,7 @@ class DirectConnector:
         for route, address in self._order(routes):
             opened = await self._try(route, address, tls, messages_max, until_s)
             if isinstance(opened, SmtpConnection):
+                self._avoided.forget(address)
                 return opened
             if opened.code or first:
                 refusal, first = opened, False
@@ -265,6 +266,9 @@ class _Remembered:
         if len(self._until) >= REMEMBERED_MAX:
             del self._until[next(iter(self._until))]
         self._until[name] = now_s + self._for_s
+
+    def forget(self, name: str) -> None:
+        self._until.pop(name, None)
 
 
 def _family_of(source: EgressSource) -> int:
