@@ -3,7 +3,9 @@
 It owns nothing but what it has heard from the DNS, so one for all keeps the questions few and the
 answers the same. A domain whose MTA-STS policy is enforced has a site of its own name: the hosts
 that the policy allows, each to be verified; that name alone says so, and ``routes`` needs no other
-memory. A DNS that lies, hangs or loops makes a domain wait (``None``), never the caller.
+memory. A DNS that hangs or loops makes a domain wait (``None``), never the caller. One that lies
+could have us fail, and suppress, all addresses of a domain at once: that a known provider takes no
+mail is never believed, and of a domain that took mail only after an hour.
 
 On crash everything is asked anew; the operator's shaping text comes with the next push of the law.
 """
@@ -44,6 +46,7 @@ ROUTES_WITHIN_S = 20.0
 DOMAINS_AT_ONCE = 200
 DOMAINS_KEPT_MAX = 200_000
 NO_DOMAIN_KEPT_S = 3_600.0
+DOUBTED_S = 3_600.0  # how long a domain that took mail before has to refuse it until we believe it
 logger = logging.getLogger("manta.actors")
 
 
@@ -90,6 +93,14 @@ class Returns(NamedTuple):
 NO_RETURNS = Returns()
 
 
+class _Kept(NamedTuple):
+    """``doubted_s``: since when the DNS says that the domain takes no mail any more."""
+
+    until_s: float
+    site: Site
+    doubted_s: float | None = None
+
+
 class Resolver:
     """``parse``: the shaping of an operator's text over the shipped one. ``private``: mail may go
     to private addresses."""
@@ -118,7 +129,7 @@ class Resolver:
         self._returns = returns
         self._law_version = -1
         self._shaping_text: str | None = None
-        self._kept: OrderedDict[str, tuple[float, Site]] = OrderedDict()
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()
 
     async def sites(self, domains: Sequence[str], direct: bool) -> dict[str, Site | None]:
         """The site of each domain; ``None`` where it cannot be told now: ask again later.
@@ -205,7 +216,8 @@ class Resolver:
             logger.error("the law's shaping text is not understood and not used: %s", error)
             return
         self._shaping_text = law.shaping_text
-        self._kept.clear()
+        for text, kept in self._kept.items():
+            self._kept[text] = kept._replace(until_s=float("-inf"))
 
     async def status(self) -> dict[str, Any]:
         return {
@@ -224,18 +236,36 @@ class Resolver:
 
     async def _site(self, text: str) -> Site | None:
         kept = self._kept.get(text)
-        now_s = self._clock.monotonic()
-        if kept is not None and kept[0] > now_s:
+        if kept is not None and kept.until_s > self._clock.monotonic():
             self._kept.move_to_end(text)
-            return kept[1]
+            return kept.site
         shaping = self._shaping
         site, for_s = await self._look_up(text, shaping)
-        if site is not None and shaping is self._shaping:
-            self._kept[text] = (self._clock.monotonic() + for_s, site)
-            self._kept.move_to_end(text)
-            while len(self._kept) > DOMAINS_KEPT_MAX:
-                self._kept.popitem(last=False)
+        if site is None or shaping is not self._shaping:
+            return site
+        if site.refusal and self._is_doubtful(text, shaping):
+            return None
+        self._keep(text, _Kept(self._clock.monotonic() + for_s, site))
         return site
+
+    def _keep(self, text: str, kept: _Kept) -> None:
+        self._kept[text] = kept
+        self._kept.move_to_end(text)
+        while len(self._kept) > DOMAINS_KEPT_MAX:
+            self._kept.popitem(last=False)
+
+    def _is_doubtful(self, text: str, shaping: Providers) -> bool:
+        """Whether a refusal is more likely a fault of the DNS than the truth."""
+        domain = domain_name(text)
+        if domain is not None and shaping.provider_of(domain) is not None:
+            return True
+        kept = self._kept.get(text)
+        if kept is None or kept.site.refusal:
+            return False
+        now_s = self._clock.monotonic()
+        doubted_s = now_s if kept.doubted_s is None else kept.doubted_s
+        self._kept[text] = kept._replace(doubted_s=doubted_s)
+        return now_s - doubted_s < DOUBTED_S
 
     async def _look_up(self, text: str, shaping: Providers) -> tuple[Site | None, float]:
         """The domain's site, and for how many seconds it is."""

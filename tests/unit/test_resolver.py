@@ -151,6 +151,30 @@ async def test_a_domain_in_trouble_has_no_site_and_is_asked_for_again(world):
     assert (await world.site("a.example")).name == "x.example"
 
 
+async def test_that_a_known_provider_takes_no_mail_is_not_believed():
+    world = World("b.example")
+    world.dns.mx_of.update({"b.example": ("0 .",), "a.example": ("0 .",)})
+    world.clock.advance(10 * 86_400)
+    assert await world.site("b.example") is None
+    assert (await world.site("a.example")).refusal == "domain takes no mail (null MX)"
+
+
+async def test_that_a_domain_takes_no_mail_any_more_is_believed_after_an_hour(world):
+    world.domain("a.example", "x.example")
+    assert (await world.site("a.example")).refusal == ""
+    world.dns.mx_of["a.example"] = ("0 .",)
+    for elapsed_s in (TTL_S, 1_800, 1_799):
+        world.clock.advance(elapsed_s)
+        assert await world.site("a.example") is None
+    world.domain("a.example", "x.example")  # once right in between, and the hour begins anew
+    assert (await world.site("a.example")).refusal == ""
+    world.dns.mx_of["a.example"] = ("0 .",)
+    world.clock.advance(TTL_S)
+    assert await world.site("a.example") is None
+    world.clock.advance(3_600)
+    assert (await world.site("a.example")).refusal != ""
+
+
 async def test_a_call_ends_in_time_with_what_it_has(world):
     world.domain("a.example", "x.example")
     await world.site("a.example")
