@@ -37,7 +37,7 @@ from manta.delivery.observations import BounceClass, Observed, Seen
 from manta.delivery.outcomes import REASON_CHARACTERS_MAX, REPLY_CHARACTERS_MAX
 from manta.errors import InvalidRequest
 from manta.ids import NOBODY, MessageRef, hash64
-from manta.people.consents import check_text
+from manta.people.consents import Unsubscribe, check_text
 from manta.people.history import compact_json, rows_of, upserted
 from manta.people.identities import EMAIL, compared
 from manta.people.suppressions import (
@@ -167,6 +167,28 @@ class RecordComplaint:
         stop = POLICY.after_complaint()
         wanted = [Wanted(address, person, stop, self.source, evidence)]
         return suppressing(database, context, wanted)
+
+
+@dataclass(frozen=True)
+class UnsubscribeByMail:
+    """The person wrote to the unsubscribe address of a message (RFC 2369): it is what the link in
+    that message does, of its campaign's topic, or of all where the campaign is not known.
+
+    Answers ``ConsentChanged``. Raises ``NotFound`` where nobody has the id.
+    """
+
+    ref: MessageRef
+    key: str | None
+
+    def decide(self, database: Database, context: Context) -> Decision:
+        found = database.rows(
+            "SELECT c.definition FROM ledger l JOIN campaigns c ON c.campaign_id = l.campaign_id"
+            " WHERE l.subscriber_id = ? AND l.message_key = ?",
+            list(self.ref),
+        )
+        topic = CampaignPlan.from_json(found[0][0]).topic if found else None
+        command = Unsubscribe(self.key, self.ref[0], self.ref[1], topic, "mail")
+        return command.decide(database, context)
 
 
 # -- by address, where nothing names the message ---------------------------------------------------
