@@ -126,7 +126,7 @@ def read(raw: bytes) -> Arrival:
     """What this mail is. Bounded in time and memory; never raises."""
     mail = _mail(_unwrapped(parse(raw)))
     original = _original(mail)
-    for decide in (_as_complaint, _as_report, _as_receipt, _as_prose_bounce, _as_plain_complaint):
+    for decide in (_as_complaint, _as_report, _as_receipt, _as_plain_complaint, _as_prose_bounce):
         arrival = decide(mail, original)
         if arrival is not None:
             return arrival._replace(subject=mail.subject)
@@ -175,6 +175,9 @@ def _mail(root: Part) -> _Mail:
 # ------------------------------------------------------------------ the mail it is about
 
 
+_RETURNED_FIELDS = ("received:", "return-path:", "from:", "message-id:", "date:", "to:", "subject:")
+
+
 def _returned_fields(mail: _Mail) -> Fields:
     for kind in ("message/rfc822", "message/global", "message/news"):
         part = mail.parts.get(kind)
@@ -187,10 +190,7 @@ def _returned_fields(mail: _Mail) -> Fields:
             return fields
     lines = mail.prose.returned.split("\n")[:300]
     for number, line in enumerate(lines):
-        name = line.lstrip("> |\t")[:40].lower()
-        if name.startswith(
-            ("received:", "return-path:", "from:", "message-id:", "date:", "to:", "subject:")
-        ):
+        if line.lstrip("> |\t")[:40].lower().startswith(_RETURNED_FIELDS):
             prefix = line[: len(line) - len(line.lstrip("> |\t"))]
             block = [near.removeprefix(prefix) for near in lines[number:]]
             fields, _ = split_fields("\n".join(block))
@@ -271,7 +271,7 @@ def _complained(addresses: tuple[str, ...], kind: ArrivalKind) -> tuple[Recipien
 
 
 def _as_plain_complaint(mail: _Mail, original: Original) -> Arrival | None:
-    """Hotmail's JMRP and others forward the mail itself, with a header or a subject that says so."""
+    """Hotmail's JMRP and others forward the mail, with a header or a subject that says so."""
     headers = dict(original.headers)
     marked = "x-hmxmroriginalrecipient" in mail.fields or "x-hmxmroriginalrecipient" in headers
     if not original.headers:
@@ -279,9 +279,8 @@ def _as_plain_complaint(mail: _Mail, original: Original) -> Arrival | None:
     about = plain(f"{_first_address(mail.sender) or mail.sender} {mail.subject}")
     if not marked and not wordings().has("feedback", "plain", about):
         return None
-    named = _complained_to(original)
-    marked_address = _first_address(mail.fields.get("x-hmxmroriginalrecipient"))
-    named = (marked_address,) if marked_address else named
+    by_mark = _first_address(mail.fields.get("x-hmxmroriginalrecipient"))
+    named = (by_mark,) if by_mark else _complained_to(original)
     recipients = _complained(named, ArrivalKind.COMPLAINT)
     return Arrival(ArrivalKind.COMPLAINT, recipients, original, "abuse")
 
@@ -361,27 +360,26 @@ def _as_prose_bounce(mail: _Mail, original: Original, is_report: bool = False) -
 def _is_bounce(mail: _Mail) -> bool:
     """Whether a system says that mail was not delivered.
 
-    Who writes, the subject and the text are three witnesses; two of them make a bounce, and the
-    text must be one unless a field names the failed recipients. People who answer or forward
-    (RFC 5322 §3.6.4) write no bounces."""
-    words = wordings()
-    if "x-failed-recipients" in mail.fields:
+    The witnesses are who writes, the empty return path, the subject and the text; the less a
+    system is known by its name, the more the text must say. People who answer or forward
+    (RFC 5322 §3.6.4), and lists, write no bounces; vacation notices have an empty return path too
+    (RFC 3834 §3.3)."""
+    words, fields, subject = wordings(), mail.fields, plain(mail.subject)
+    if "x-failed-recipients" in fields:
         return True
-    is_daemon = _is_daemon(mail)
-    subject = plain(mail.subject)
-    is_answer = subject.startswith(_ANSWERS) and not is_daemon
-    if is_answer and ("in-reply-to" in mail.fields or "references" in mail.fields):
+    is_by_subject = words.has("bounce", "subjects", subject) or words.has(
+        "delay", "subjects", subject
+    )
+    says = words.has("bounce", "texts", mail.said) or words.has("delay", "texts", mail.said)
+    if not mail.sender or words.has("bounce", "senders", mail.sender):
+        return says or words.has("bounce", "subjects", subject)
+    is_answer = "in-reply-to" in fields or "references" in fields
+    if (subject.startswith(_ANSWERS) and is_answer) or words.has("auto_reply", "subjects", subject):
         return False
-    if words.has("auto_reply", "subjects", subject) and not is_daemon:
-        return False
-    by_subject = words.has("bounce", "subjects", subject) or words.has("delay", "subjects", subject)
-    if not words.has("bounce", "texts", mail.said) and not words.has("delay", "texts", mail.said):
-        return is_daemon and by_subject and bool(mail.prose.returned or original_of(mail))
-    return is_daemon or by_subject
-
-
-def original_of(mail: _Mail) -> bool:
-    return "message/rfc822" in mail.parts or "text/rfc822-headers" in mail.parts
+    is_strong = is_by_subject and words.has("bounce", "strong", mail.said)
+    if _has_empty_return_path(fields):
+        return (says and is_by_subject) or is_strong
+    return is_strong and "list-unsubscribe" not in fields
 
 
 _ANSWERS = (
@@ -401,11 +399,9 @@ _ANSWERS = (
 )
 
 
-def _is_daemon(mail: _Mail) -> bool:
-    return_path = mail.fields.get("return-path").strip()
-    if return_path == "<>" or "mailer-daemon" in return_path.lower():
-        return True
-    return wordings().has("bounce", "senders", mail.sender) or not mail.sender
+def _has_empty_return_path(fields: Fields) -> bool:
+    return_path = fields.get("return-path").strip().lower()
+    return return_path == "<>" or "mailer-daemon" in return_path
 
 
 def _is_delay(mail: _Mail) -> bool:
@@ -447,9 +443,12 @@ def _judged(address: str, action: Action, own: str, reason: str) -> Recipient:
 
 
 def _general_reason(mail: _Mail) -> str:
-    """What the text says beside addresses: lines with a code first."""
+    """What the text says beside addresses: lines with a code, else the first paragraph that is
+    understood."""
     coded = [line for line in mail.prose.lines if bounce.has_code(line)]
-    return bounce.one_line(" ".join(coded)) if coded else ""
+    if coded:
+        return bounce.one_line(" ".join(coded))
+    return bounce.reason_in(mail.prose)
 
 
 def _not_recipients(mail: _Mail, original: Original) -> frozenset[str]:

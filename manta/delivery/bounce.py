@@ -19,7 +19,7 @@ from urllib.parse import unquote
 
 import re2
 
-from manta.delivery.classification import Category, basic_code, classify_reply, normal
+from manta.delivery.classification import basic_code, classify_reply, normal
 from manta.delivery.mailparts import Fields, Part, decoded, split_fields
 from manta.delivery.observations import BounceClass
 
@@ -366,6 +366,26 @@ def diagnostic_of(prose: Prose, found: list[Found], index: int) -> str:
     for near in prose.lines[place.line + 1 : min(stop, place.line + 1 + DIAGNOSTIC_LINES_MAX)]:
         words.append(near[:LINE_CHARACTERS_MAX].strip())
     return one_line(" ".join(words))
+
+
+# Said of anything; what may be the reason is none.
+_HEDGED = _linear(
+    r"\b(?:may|might|could have|possibl\w+|perhaps|either|if the|please (?:check|verify)|make sure|"
+    r"check (?:the|your|for)|be sure)\b"
+)
+_PARAGRAPHS_MAX = 40
+_UNTRUSTED = frozenset({"Uncategorized", "MessageExpired", "ProtocolErrors", "TransientFailure"})
+
+
+def reason_in(prose: Prose) -> str:
+    """The first paragraph that gives a reason which is understood, and does so plainly."""
+    for paragraph in "\n".join(prose.lines).split("\n\n", _PARAGRAPHS_MAX)[:_PARAGRAPHS_MAX]:
+        text = one_line(paragraph)
+        if not text or _HEDGED.search(text):
+            continue
+        if classify_reply(0, text).category not in _UNTRUSTED:
+            return text
+    return ""
 
 
 def has_code(line: str) -> bool:

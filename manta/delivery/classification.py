@@ -185,7 +185,9 @@ class Rules:
 
 
 # All over a text of bounded length, and none with nested repeats.
-_SAID = re.compile(r"\bsaid: ?(?=\d{3}\b|[45]\.)")
+_SAID = re.compile(
+    r"\b(?:said|says|replied|responded|returned|response|answered|error):? ?(?=\d{3}[ -]|[45]\.\d)"
+)
 _CONTINUED = re.compile(r"(?<=.) [245]\d\d[- ](?:#?[245]\.\d{1,3}\.\d{1,3} )?(?=\S)")
 _ADDRESS = re.compile(r"[^\s<>@:;,()\[\]]{1,64}@[^\s<>@:;,()\[\]]{1,255}")
 _ENHANCED = re.compile(r"(?<![\d.])([245]\.\d{1,2}\.\d{1,3})(?!\.?\d)")
