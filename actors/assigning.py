@@ -100,9 +100,10 @@ class Assigner:
     def status(self) -> dict[str, object]:
         """``unknown_domains``: due, and their site cannot be told now."""
         pools = due_by_pool(self.reports)
+        due = {pool: sum(sum(d.values()) for d in of.values()) for pool, of in pools.items()}
         unknown = sorted(domain for domain, (_, site) in self._sites.items() if site is None)
         return {
-            "due": {pool: sum(sum(d.values()) for d in due.values()) for pool, due in pools.items()},
+            "due": due,
             "unknown_ways_out": sorted(pools.keys() - self._pools.keys()),
             "unknown_domains": unknown[:DOMAINS_SHOWN],
             "silent_senders": sorted(self._silent()),

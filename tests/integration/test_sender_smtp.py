@@ -15,7 +15,7 @@ from aiosmtpd.smtp import SMTP
 from actors.composers import Composers
 from actors.io.smtp import SmtpConnector, SmtpLimits
 from manta.clock import SystemClock
-from manta.content.dkim import DkimSigner, dns_record, generate_private_key, load_private_key
+from manta.content.dkim import dns_record, generate_private_key, load_private_key
 from manta.settings import EgressSource
 from tests.unit.sender_house import QUICK, House, people
 
@@ -25,10 +25,13 @@ HOLD = SmtpLimits(banner_s=2.0, ehlo_s=2.0, mail_s=0.4, rcpt_s=0.4, data_termina
 class Documents:
     """The Catalog and the Director as far as composing asks them."""
 
+    def __init__(self, signing_keys: list[dict[str, str]]) -> None:
+        self.signing_keys = signing_keys
+
     async def call(self, method: str, *arguments: object) -> object:
-        if method == "token_keys":
+        if method == "sender_keys":
             key = {"id": 1, "key": "a" * 43 + "=", "created_at": "2026-01-01T00:00:00Z"}
-            return [key]
+            return {"token_keys": [key], "signing_keys": self.signing_keys}
         if method == "campaign":
             return {"template_id": 1, "template_version": 1, "kind": "transactional"}
         return {
@@ -38,10 +41,10 @@ class Documents:
         }
 
 
-def composers(signers: list[DkimSigner]) -> Composers:
-    documents = Documents()
+def composers(signing_keys: list[dict[str, str]]) -> Composers:
+    documents = Documents(signing_keys)
     return Composers(
-        documents, documents, SystemClock(), "default", "http://127.0.0.1:9", "b.example", signers
+        documents, documents, SystemClock(), "default", "http://127.0.0.1:9", "b.example"
     )
 
 
@@ -83,12 +86,15 @@ async def mailbox(handler: Mailbox) -> AsyncIterator[int]:
 
 
 async def test_signed_personal_mails_arrive_once_and_all_is_accounted_for():
-    key = load_private_key(generate_private_key())
+    pem = generate_private_key()
+    key = load_private_key(pem)
     box, house = Mailbox(), House([*people(30), "gone@b.example"])
-    house.composers = composers([DkimSigner("example.com", "s1", key)])
+    house.composers = composers(
+        [{"domain": "example.com", "selector": "s1", "private_key": pem.decode()}]
+    )
     async with mailbox(box) as port:
         connector = SmtpConnector(EgressSource(name="relay", port=port))
-        house.connect = lambda lane, messages_max: connector.connect(messages_max)
+        house.connect = lambda lane, site, held: connector.connect(held.messages_per_connection)
         async with house.running():
             await house.until_states(accepted=30, failed=1)
     assert set(box.copies.values()) == {1} and set(box.messages) == set(people(30))
@@ -105,7 +111,7 @@ async def test_a_server_that_goes_silent_costs_one_message_and_the_rest_goes_on(
     house.composers = composers([])
     async with mailbox(box) as port:
         connector = SmtpConnector(EgressSource(name="relay", port=port, tls="none"), "", HOLD)
-        house.connect = lambda lane, messages_max: connector.connect(messages_max)
+        house.connect = lambda lane, site, held: connector.connect(held.messages_per_connection)
         async with house.running(replace(QUICK, lane=replace(QUICK.lane, stalled_s=0.2))):
             await house.until_states(accepted=12, uncertain=1)
     assert set(box.copies.values()) == {1}
@@ -125,7 +131,7 @@ async def test_a_server_that_answers_nothing_leaves_everything_planned():
     house = House(people(5), shards=1)
     limits = replace(HOLD, banner_s=0.1)
     connector = SmtpConnector(EgressSource(name="relay", port=port, tls="none"), "", limits)
-    house.connect = lambda lane, messages_max: connector.connect(messages_max)
+    house.connect = lambda lane, site, held: connector.connect(held.messages_per_connection)
     async with house.running() as sender:
         async with asyncio.timeout(20):
             while True:
