@@ -24,6 +24,8 @@ _RANDOM_BITS = 47
 NOBODY = 0  # no person has this id: what happens to "nobody" concerns and counts for nobody
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford base32: no i, l, o, u
 _VALUES = {c: i for i, c in enumerate(_ALPHABET)}
+_PAIRS = [a + b for a in _ALPHABET for b in _ALPHABET]
+_SHIFTS = range(50, -1, -10)
 
 
 class MessageRef(NamedTuple):
@@ -35,12 +37,8 @@ class MessageRef(NamedTuple):
 
 def hash64(*parts: str | int | bytes) -> int:
     """A stable signed 64-bit hash of the parts; their boundaries count."""
-    hasher = blake2b(digest_size=8)
-    for part in parts:
-        raw = part if isinstance(part, bytes) else str(part).encode()
-        hasher.update(struct.pack(">I", len(raw)))
-        hasher.update(raw)
-    return int.from_bytes(hasher.digest(), "big", signed=True)
+    framed = b"".join([_framed(part) for part in parts])
+    return int.from_bytes(blake2b(framed, digest_size=8).digest(), "big", signed=True)
 
 
 def hash64_each(values: Iterable[str], *parts: str | int | bytes) -> npt.NDArray[np.int64]:
@@ -95,8 +93,8 @@ def campaign_message_key(campaign_id: int, occurrence: int = 0) -> int:
 
 def encode_id(number: int) -> str:
     """13 lower-case base32 characters for a signed 64-bit integer."""
-    unsigned = number & 0xFFFF_FFFF_FFFF_FFFF
-    return "".join(_ALPHABET[unsigned >> shift & 31] for shift in range(60, -1, -5))
+    rest = number & 0xFFFF_FFFF_FFFF_FFFF
+    return _ALPHABET[rest >> 60] + "".join([_PAIRS[rest >> shift & 1023] for shift in _SHIFTS])
 
 
 def decode_id(text: str) -> int:

@@ -13,6 +13,8 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import NamedTuple
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
@@ -86,39 +88,57 @@ def sign(
     ``fields`` are (name, value) with values as they stand in the message (folds included, ASCII);
     ``body`` has CRLF line ends; ``timestamp`` is in seconds since 1970.
     """
+    return [each.signed() for each in unsigned(fields, body, signers, timestamp)]
+
+
+class Unsigned(NamedTuple):
+    """A ``DKIM-Signature`` field but for the signature itself, which takes far the longest."""
+
+    signer: DkimSigner
+    value: str
+    canonical: bytes
+
+    def signed(self) -> tuple[str, str]:
+        raw = self.signer.sign(self.canonical)
+        return "DKIM-Signature", self.value + _folded(base64.b64encode(raw).decode())
+
+
+def unsigned(
+    fields: Sequence[tuple[str, str]],
+    body: bytes,
+    signers: Sequence[DkimSigner],
+    timestamp: int,
+) -> list[Unsigned]:
+    """What ``sign`` signs, one for each signer."""
     if not signers:
         return []
-    names, canonical = canonical_fields(fields)
+    order, listed = _order(tuple(name for name, _ in fields))
+    lines = "".join([f"{relaxed_field(name, fields[at][1])}\r\n" for at, name in order])
     body_hash = base64.b64encode(hashlib.sha256(relaxed_body(body)).digest()).decode()
-    signatures = []
+    found = []
     for signer in signers:
         value = (
             f"v=1; a={signer.algorithm}; c=relaxed/relaxed; d={signer.domain};\r\n"
-            f" s={signer.selector}; t={timestamp};\r\n h={_folded_names(names)};\r\n"
+            f" s={signer.selector}; t={timestamp};\r\n h={listed};\r\n"
             f" bh={body_hash};\r\n b="
         )
-        raw = signer.sign(canonical + relaxed_field("dkim-signature", value).encode("ascii"))
-        signatures.append(("DKIM-Signature", value + _folded(base64.b64encode(raw).decode())))
-    return signatures
+        canonical = lines + relaxed_field("dkim-signature", value)
+        found.append(Unsigned(signer, value, canonical.encode("ascii")))
+    return found
 
 
-def canonical_fields(fields: Sequence[tuple[str, str]]) -> tuple[list[str], bytes]:
-    """The names for ``h=`` and the canonical text of the fields that get signed.
+@lru_cache(maxsize=256)
+def _order(names: tuple[str, ...]) -> tuple[tuple[tuple[int, str], ...], str]:
+    """Which of the fields get signed, as (place, name) in order, and the text of ``h=``.
 
     Fields are taken from the bottom up for each name (RFC 6376 §5.4.2); an oversigned name
     that has no further field stands for the empty text.
     """
-    by_name: dict[str, list[str]] = {}
-    for name, value in fields:
-        by_name.setdefault(name.lower(), []).append(value)
-    names: list[str] = []
-    lines: list[str] = []
-    for name in SIGNED_FIELDS:
-        for value in reversed(by_name.get(name, ())):
-            names.append(name)
-            lines.append(relaxed_field(name, value) + "\r\n")
-    names.extend(OVERSIGNED_FIELDS)
-    return names, "".join(lines).encode("ascii")
+    places: dict[str, list[int]] = {}
+    for at, name in enumerate(names):
+        places.setdefault(name.lower(), []).append(at)
+    order = tuple((at, name) for name in SIGNED_FIELDS for at in reversed(places.get(name, ())))
+    return order, _folded_names([*(name for _, name in order), *OVERSIGNED_FIELDS])
 
 
 def relaxed_field(name: str, value: str) -> str:

@@ -12,7 +12,8 @@ import html as entities
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from jinja2 import Undefined, pass_context
+from jinja2 import Undefined, nodes, pass_context
+from jinja2.compiler import CodeGenerator, Frame
 from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from markupsafe import Markup, escape
@@ -28,6 +29,7 @@ from manta.content.filters import (
 
 STEPS_MAX = 100_000
 
+_SIZED = (str, list, tuple)
 _LOOP_ATTRIBUTES = frozenset(
     {"index", "index0", "revindex", "revindex0", "first", "last", "length"}
 )
@@ -71,17 +73,29 @@ class Budget:
 # -- the environment -------------------------------------------------------------------------------
 
 
+class _Generator(CodeGenerator):
+    """Prints each value by one call, where Jinja2 takes three."""
+
+    def _output_child_pre(self, node: nodes.Expr, frame: Frame, finalize: Any) -> None:
+        assert not frame.eval_ctx.volatile, "the language has no autoescape blocks"
+        self.write(f"environment.print_{'html' if frame.eval_ctx.autoescape else 'text'}(")
+
+    def _output_child_post(self, node: nodes.Expr, frame: Frame, finalize: Any) -> None:
+        self.write(")")
+
+
 class _Environment(ImmutableSandboxedEnvironment):
+    code_generator_class = _Generator
     intercepted_binops = frozenset({"+", "-", "*", "/", "//", "%", "**"})
     intercepted_unops = frozenset({"+", "-"})
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        if isinstance(obj, Mapping):
+        value = None
+        if isinstance(obj, LoopContext):
+            if attribute in _LOOP_ATTRIBUTES:
+                value = getattr(obj, attribute)
+        elif isinstance(obj, Mapping):
             value = obj.get(attribute)
-        elif isinstance(obj, LoopContext) and attribute in _LOOP_ATTRIBUTES:
-            value = getattr(obj, attribute)
-        else:
-            value = None
         return self.undefined(name=attribute) if value is None else value
 
     def getitem(self, obj: Any, argument: Any) -> Any:
@@ -94,6 +108,20 @@ class _Environment(ImmutableSandboxedEnvironment):
             if isinstance(argument, int) and -len(obj) <= argument < len(obj):
                 value = obj[argument]
         return self.undefined(name=str(argument)[:40]) if value is None else value
+
+    @staticmethod
+    def print_html(value: Any) -> str:
+        """A value as it stands in a page."""
+        if type(value) is Markup:
+            return value
+        text = show(value)
+        if "&" in text or "<" in text or ">" in text or '"' in text or "'" in text:
+            return escape(text)
+        return text
+
+    @staticmethod
+    def print_text(value: Any) -> str:
+        return value if type(value) is str or type(value) is Markup else show(value)
 
     def call(*_: Any, **__: Any) -> NoReturn:
         raise FilterError("nothing can be called")
@@ -128,7 +156,7 @@ def _is_missing(value: Any) -> bool:
 def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     @pass_context
     def guarded(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:
-        size = len(value) if isinstance(value, str | list | tuple) else 0
+        size = len(value) if isinstance(value, _SIZED) else 0
         context.parent["_budget"].spend(1 + size // 64)
         try:
             return function(value, *args, **kwargs)

@@ -196,11 +196,14 @@ def _int(value: Any) -> Any:
     return int(_number(value, "int"))
 
 
+_QUOTED = [quote(bytes([octet]), safe="") for octet in range(256)]
+
+
 def _urlencode(value: Any) -> str:
     text = _text(value)
     if len(text) > TEXT_CHARACTERS_MAX // 12:  # four octets of three characters each
         raise FilterError("urlencode takes short texts")
-    return quote(text, safe="")
+    return "".join([_QUOTED[octet] for octet in text.encode()])
 
 
 FILTERS: dict[str, Callable[..., Any]] = {

@@ -343,12 +343,17 @@ class Part:
                 f"the template cannot be compiled: {str(error)[:120]}", path=path
             ) from None
         self._template = environment.template_class.from_code(environment, code, {}, None)
+        self._fixed: str | None = None
+        if "{" not in source:
+            self._fixed = self.render({})
 
     def render(self, variables: dict[str, Any]) -> str:
         """The part's text. ``variables`` holds ``_budget`` and cleaned plain values.
 
         Raises ``TemplateError`` where the template breaks a limit or misuses a value.
         """
+        if self._fixed is not None:
+            return self._fixed
         pieces: list[str] = []
         size = 0
         try:

@@ -12,6 +12,7 @@ import binascii
 import re
 from collections.abc import Sequence
 from datetime import datetime
+from functools import lru_cache
 
 from manta.errors import InvalidRequest
 from manta.ids import MessageRef, encode_id
@@ -102,6 +103,7 @@ def check_address(address: object, path: str = "email") -> str:
     return address
 
 
+@lru_cache(maxsize=64)
 def date_text(now: datetime) -> str:
     """RFC 5322 §3.3, in UTC."""
     return (
@@ -128,7 +130,7 @@ def encode_body(text: str) -> tuple[str, bytes]:
         text += "\n"
     if text.isascii():
         raw = text.replace("\n", "\r\n").encode("ascii")
-        if max(map(len, raw.split(b"\n"))) < LINE_BYTES_MAX:
+        if not _has_long_line(raw):
             return "7bit", raw
         return "quoted-printable", binascii.b2a_qp(raw)
     raw = text.replace("\n", "\r\n").encode("utf-8")
@@ -136,6 +138,16 @@ def encode_body(text: str) -> tuple[str, bytes]:
         # b2a_qp writes soft breaks in the style of the first line end it meets: CRLF here.
         return "quoted-printable", binascii.b2a_qp(raw)
     return "base64", _base64_lines(raw)
+
+
+def _has_long_line(raw: bytes) -> bool:
+    """Whether a line of the octets, which end in LF, is too long with its CR."""
+    start = 0
+    while len(raw) - start > LINE_BYTES_MAX:
+        start = raw.rfind(b"\n", start, start + LINE_BYTES_MAX) + 1
+        if not start:
+            return True
+    return False
 
 
 def _base64_lines(raw: bytes) -> bytes:

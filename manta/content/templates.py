@@ -37,6 +37,7 @@ from manta.errors import InvalidRequest
 
 VALUES_MAX = 10_000  # plain values in one person's lists and groups
 VALUE_DEPTH_MAX = 6
+_SHORT = 100  # values of a list
 TAGS_MAX = 40_000  # "<" in a page: what compiling it costs
 _LINK_BYTES = 120
 
@@ -93,6 +94,7 @@ class Rendered(NamedTuple):
     from_name: str
     html: str
     text: str
+    unsubscribe_url: str = ""
 
 
 class CompiledMail:
@@ -108,6 +110,7 @@ class CompiledMail:
             used.update(names_used(tree))
         #: The attributes of a person that the parts use: what has to be read for each message.
         self.attributes: tuple[str, ...] = tuple(sorted(set(used) - set(GLOBALS)))
+        self.has_view_link = "view_url" in used
 
         self._subject = Part(clean_text(template.subject), "subject", html=False)
         self._from_name = Part(clean_text(template.from_name), "from_name", html=False)
@@ -163,6 +166,7 @@ class CompiledMail:
             self._from_name.render(values),
             self._html.render(values),
             tidy(self._text.render(values)),
+            values.get("unsubscribe_url", ""),
         )
 
 
@@ -232,9 +236,16 @@ def clean_values(row: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]
             values[name] = value if value.isprintable() else clean_text(value)
         elif kind is int or kind is float or kind is bool:
             values[name] = value
+        elif kind is list and len(value) <= _SHORT and all(map(_is_plain, value)):
+            values[name] = list(value)
         else:
             values[name] = _clean(value, name, [VALUES_MAX], VALUE_DEPTH_MAX)
     return values
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value of a list may stay as it is."""
+    return type(value) is str and len(value) <= TEXT_CHARACTERS_MAX and value.isprintable()
 
 
 def _clean(value: Any, path: str, left: list[int], depth: int) -> Any:

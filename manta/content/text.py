@@ -56,7 +56,6 @@ _SKIPPED = frozenset({"style", "script", "title", "head", "template", "noscript"
 _HIDDEN = re.compile(r"display\s*:\s*none|mso-hide\s*:\s*all", re.IGNORECASE)
 _INVISIBLE = re.compile("[\u00ad\u034f\u200b-\u200d\u2060\ufeff]")
 _BLANKS = re.compile(r"[ \t\r\f\v\n\u00a0]+")
-_GAPS = re.compile(r"\n{3,}")
 
 
 def text_from_html(html: str) -> str:
@@ -84,8 +83,11 @@ def text_from_html(html: str) -> str:
 
 def tidy(text: str) -> str:
     """No blanks at line ends, at most one empty line, one line end at the end."""
-    lines = (line.strip() for line in text.split("\n"))
-    return _GAPS.sub("\n\n", "\n".join(lines)).strip("\n") + "\n"
+    if not text.isascii() or " \n" in text or "\n " in text or "\t" in text or text[:1] == " ":
+        text = "\n".join([line.strip() for line in text.split("\n")])
+    while "\n\n\n" in text:
+        text = text.replace("\n\n\n", "\n\n")
+    return text.strip("\n") + "\n"
 
 
 def _hides(piece: Piece) -> bool:
