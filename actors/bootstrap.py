@@ -30,7 +30,6 @@ from actors.sender import Ports, Sender, SenderSettings
 from actors.shard import ShardActor, ShardActorSettings
 from actors.throttle import Throttle
 from manta.clock import SystemClock
-from manta.content.dkim import DkimSigner, load_private_key
 from manta.delivery import queries as delivery_queries
 from manta.delivery import shaping
 from manta.delivery.attempts import AttemptJournal
@@ -272,7 +271,6 @@ def build_sender(settings: Settings, number: int) -> Sender:
             settings.workspace,
             settings.public_url,
             settings.return_path_domain,
-            _signers(settings),
             has_inbox=settings.inbox.port > 0,
         )
         return Ports(
@@ -329,12 +327,3 @@ def _connect(settings: Settings, resolver: Singleton, random: Random) -> Connect
         return Reply(Verdict.NOT_SENT, 0, why, "not sent")
 
     return connect
-
-
-def _signers(settings: Settings) -> list[DkimSigner]:
-    return [
-        DkimSigner(
-            key.domain, key.selector, load_private_key(Path(key.private_key_file).read_bytes())
-        )
-        for key in settings.dkim
-    ]

@@ -206,10 +206,13 @@ class Catalog(JournaledActor):
         self._require_ready()
         return [domains.shown(d) for d in self._documents.list(domains.COLLECTION)]
 
-    async def signing_keys(self) -> list[dict[str, Any]]:
-        """The private keys that sign, for Senders alone."""
-        self._require_ready()
-        return domains.signing_keys(self._documents)
+    async def sender_keys(self) -> dict[str, list[dict[str, Any]]]:
+        """What signs mails, for Senders alone: the keys of links and return paths, and the private
+        DKIM keys of the sending domains."""
+        return {
+            "token_keys": await self.token_keys(),
+            "signing_keys": domains.signing_keys(self._documents),
+        }
 
     async def domain_refusal(self, from_domain: str, return_path_domain: str) -> str:
         """Why no campaign may go out from this domain; empty where it may."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 from manta.clock import Clock
@@ -19,6 +18,7 @@ from manta.content.dkim import DkimSigner
 from manta.content.templates import CompiledMail, MailTemplate
 from manta.content.tokens import Keyring, keyring_of
 from manta.definitions import TEMPLATE_FIELDS
+from manta.delivery.domains import signers_of
 from manta.errors import MantaError
 
 KEYRING_S = 600.0
@@ -34,7 +34,7 @@ class Calls(Protocol):
 
 
 class Composers:
-    """Signs with those ``signers`` that are aligned with the From address.
+    """Signs with the keys of the sending domains that are aligned with the From address.
 
     A campaign whose template cannot be had raises the error of whoever said so.
     """
@@ -47,7 +47,6 @@ class Composers:
         workspace: str,
         base_url: str,
         return_path_domain: str,
-        signers: Sequence[DkimSigner] = (),
         *,
         has_inbox: bool = False,
     ) -> None:
@@ -57,10 +56,10 @@ class Composers:
         self._workspace = workspace
         self._base_url = base_url
         self._return_path_domain = return_path_domain
-        self._signers = tuple(signers)
         self._has_inbox = has_inbox
         self._composers: dict[int, Composer] = {}
-        self._documents: list[dict[str, Any]] = []  # what the keyring was made of
+        self._documents: dict[str, Any] = {}  # what keyring and signers were made of
+        self._signers: list[DkimSigner] = []
         self._keyring: Keyring | None = None
         self._keyring_until_s = 0.0
         self._asking: asyncio.Task[None] | None = None
@@ -96,10 +95,11 @@ class Composers:
             self._keyring_until_s = self._clock.monotonic() + KEYRING_AGAIN_S
 
     async def _refresh_keyring(self) -> None:
-        documents = await self._catalog.call("token_keys")
+        documents = await self._catalog.call("sender_keys")
         if documents != self._documents:
             self._documents = documents
-            self._keyring = keyring_of(documents, self._workspace)
+            self._keyring = keyring_of(documents["token_keys"], self._workspace)
+            self._signers = signers_of(documents["signing_keys"])
             self._composers.clear()
         self._keyring_until_s = self._clock.monotonic() + KEYRING_S
 

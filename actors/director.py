@@ -74,6 +74,7 @@ class Director(JournaledActor):
         self._law_version = -1
         self._shaping_text = ""
         self._zone = settings.time_zone
+        self._return_path_domain = settings.return_path_domain
         self._handles: Handles | None = None
         self._drives: dict[int, asyncio.Task[None]] = {}
         self._woken: dict[int, asyncio.Event] = {}
@@ -117,6 +118,7 @@ class Director(JournaledActor):
         if earlier is not None:
             return dict(earlier.answer)
         pinned = await self._pin(campaign)
+        await self._require_aligned(pinned.sending_domain)
         document = await self.decide(
             lambda: directing.launch(
                 self._documents,
@@ -220,6 +222,17 @@ class Director(JournaledActor):
             rule = segment["rule"]
         audience, types = await catalog.call("audience", rule)
         return replace(pinned, audience=audience, attribute_types=types)
+
+    async def _require_aligned(self, sending_domain: str) -> None:
+        """Raises ``InvalidRequest`` where receivers could not tell that the mail is ours."""
+        catalog = self._require_handles().catalog
+        refusal = await catalog.call("domain_refusal", sending_domain, self._return_path_domain)
+        if refusal:
+            raise InvalidRequest(
+                refusal,
+                path="template_id",
+                expected="a From address at a domain that is set up (`manta domain check`)",
+            )
 
     async def _pin_template(self, template_id: int, number: int | None = None) -> Pinned:
         """A version of a template, the latest if none is named, and no audience."""

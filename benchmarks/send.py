@@ -30,7 +30,7 @@ from benchmarks.smtp import smtp_sink
 from manta.content.dkim import generate_private_key
 from manta.people.identities import route
 from manta.people.upsert import Consent, UpsertPeople
-from manta.settings import DkimKey, EgressSource, Settings
+from manta.settings import EgressSource, Settings
 
 PEOPLE = 20_000
 CAMPAIGNS = 3
@@ -112,9 +112,9 @@ async def platform(port: int, folder: Path, html: str) -> list[dict[str, float]]
         workspace="benchmark",
         root=str(folder / "data"),
         egress=(source,),
-        dkim=(DkimKey("shop.example", "s", str(key)),),
     )
     handles = await bootstrap.up(settings)
+    await handles.catalog.call("add_domain", "shop.example", key.read_text())
     await import_all(handles, people(PEOPLE))
     template = await handles.catalog.call(
         "save_template",

@@ -91,15 +91,6 @@ class InboxSettings:
 
 
 @dataclass(frozen=True)
-class DkimKey:
-    """A signing key: its private part is a PEM file that only the senders read."""
-
-    domain: str
-    selector: str
-    private_key_file: str
-
-
-@dataclass(frozen=True)
 class HttpSettings:
     host: str = "127.0.0.1"
     port: int = 8000
@@ -129,7 +120,6 @@ class Settings:
     shaping_file: str = ""  # the operator's own, over the one that comes with Manta
     egress: tuple[EgressSource, ...] = (EgressSource(),)
     pools: tuple[Pool, ...] = ()
-    dkim: tuple[DkimKey, ...] = ()
     http: HttpSettings = field(default_factory=HttpSettings)
     dns: DnsSettings = field(default_factory=DnsSettings)
     inbox: InboxSettings = field(default_factory=InboxSettings)

@@ -23,9 +23,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from manta.clock import SystemClock
-from manta.content.dkim import generate_private_key
 from manta.definitions import SCOPES
-from manta.settings import DkimKey, EgressSource, Settings
+from manta.settings import EgressSource, Settings
 from sandbox.sample import PRODUCT, history, people_csv
 from sandbox.town import Town, TownSettings
 
@@ -75,15 +74,11 @@ class Demo:
 
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
-        key_file = self.folder / "dkim.pem"
-        key_file.touch(mode=0o600)
-        key_file.write_bytes(generate_private_key())
         wanted = Settings(
             root=str(self.folder / "data"),
             flush_seconds=10.0,
             retry_first_wait_s=5.0,
             return_path_domain="bounces.news.example",
-            dkim=(DkimKey("news.example", "demo", str(key_file)),),
         )
         self.settings = with_free_port(wanted)
         if self.settings.http.port != wanted.http.port:
@@ -153,6 +148,7 @@ class Demo:
         segment = client.create_segment(f"Bought {PRODUCT}, stopped opening", SEGMENT)
         self.say(f"segment: {client.segment_explain(segment['id'])}")
         self.say(f"segment: {client.segment_count(segment['id']):,} people")
+        client.add_domain("news.example")
         texts = {p.stem: p.read_text() for p in TEMPLATE.iterdir()}
         template = client.create_template(
             "Newsletter", from_name="News", from_email="hello@news.example", **texts

@@ -127,6 +127,8 @@ async def launch(
     handles: Handles, rule: dict[str, Any], content: dict[str, str] = TEMPLATE, **fields: Any
 ) -> int:
     """A campaign to everybody who fits the rule; its number."""
+    if not await handles.catalog.call("domains"):
+        await handles.catalog.call("add_domain", "news.example")
     template = await handles.catalog.call("save_template", content)
     campaign = await handles.director.call(
         "create", {"name": "Test", "rule": rule, "template_id": template["template_id"]} | fields

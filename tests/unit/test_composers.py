@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 from collections import Counter
 from datetime import timedelta
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from actors.composers import KEYRING_AGAIN_S, KEYRING_S, Composers
 from manta.clock import ManualClock, as_text
+from manta.content.dkim import generate_private_key
 from manta.errors import NotFound, NotReady
 from manta.ids import MessageRef
 
@@ -30,6 +32,7 @@ class Owners:
         self.keys = [self.key(1)]
         self.asked: Counter[str] = Counter()
         self.away = False
+        self.domains: list[dict[str, str]] = []
         self.gate: asyncio.Event | None = None
 
     def key(self, id: int) -> dict[str, Any]:
@@ -47,8 +50,8 @@ class Owners:
         await asyncio.sleep(0)
         if self.away:
             raise NotReady("away")
-        if method == "token_keys":
-            return [dict(key) for key in self.keys]
+        if method == "sender_keys":
+            return {"token_keys": [dict(key) for key in self.keys], "signing_keys": self.domains}
         if method == "campaign":
             if arguments[0] > 9:
                 raise NotFound("no such campaign")
@@ -71,7 +74,7 @@ async def test_a_composer_is_made_once() -> None:
     composers = owners.composers()
     made = await asyncio.gather(*(composers.of_campaign(7) for _ in range(5)))
     assert all(each is made[0] for each in made)
-    assert owners.asked == {"token_keys": 1, "campaign": 1, "template_version": 1}
+    assert owners.asked == {"sender_keys": 1, "campaign": 1, "template_version": 1}
     with pytest.raises(NotFound):
         await composers.of_campaign(10)
     assert await composers.of_campaign(7) is made[0]
@@ -86,7 +89,7 @@ async def test_a_new_key_signs_after_a_while_and_nobody_waits_for_it() -> None:
     owners.gate = asyncio.Event()
     assert await asyncio.wait_for(composers.of_campaign(7), 1) is first
     owners.gate.set()
-    while owners.asked["token_keys"] < 2 or composers._composers:
+    while owners.asked["sender_keys"] < 2 or composers._composers:
         await asyncio.sleep(0)
     second = await composers.of_campaign(7)
     assert sender_of(first, owners) != sender_of(second, owners)
@@ -101,12 +104,12 @@ async def test_the_last_key_goes_on_signing_while_the_catalog_is_away() -> None:
     for _ in range(20):
         assert await composers.of_campaign(7) is first
         await asyncio.sleep(0)
-    assert owners.asked["token_keys"] == 2, "asked again only after a while"
+    assert owners.asked["sender_keys"] == 2, "asked again only after a while"
     owners.clock.advance(KEYRING_AGAIN_S)
     owners.away = False
     assert await composers.of_campaign(7) is first
     await asyncio.sleep(0.01)
-    assert owners.asked["token_keys"] == 3
+    assert owners.asked["sender_keys"] == 3
     assert await composers.of_campaign(7) is first, "the same keys are the same composers"
 
 
@@ -115,3 +118,15 @@ async def test_without_any_key_nothing_is_composed() -> None:
     owners.away = True
     with pytest.raises(NotReady):
         await owners.composers().of_campaign(7)
+
+
+async def test_the_keys_of_aligned_domains_sign() -> None:
+    owners = Owners()
+    pem = generate_private_key("ed25519").decode()
+    owners.domains = [
+        {"domain": domain, "selector": "manta1", "private_key": pem}
+        for domain in ("shop.example", "other.example", "www.shop.example")
+    ]
+    composer = await owners.composers().of_campaign(7)
+    mail = composer.compose({"email": "x@b.example"}, MessageRef(5, 6), owners.clock.now())
+    assert re.findall(rb" d=([a-z.]+);", mail.data) == [b"shop.example"]

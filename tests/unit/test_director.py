@@ -251,6 +251,7 @@ async def world(people: int = 10, settings: Settings = SETTINGS) -> AsyncIterato
     built = World(people, settings)
     await built.catalog.start()
     await built.catalog.save_template(TEMPLATE)
+    await built.catalog.add_domain("shop.example", signed_by_relay=True)
     await built.start_director()
     try:
         yield built
@@ -827,3 +828,19 @@ async def test_tests_are_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> N
         with pytest.raises(NotFound):
             await w.director.campaign(made[0])
         assert (await w.director.campaign(made[1]))["state"] == "cancelled"
+
+
+async def test_a_campaign_from_a_domain_that_nobody_signs_for_is_refused() -> None:
+    async with world() as w:
+        await w.catalog.remove_domain("shop.example")
+        campaign = await w.director.create({"name": "News", "rule": {"all": []}, "template_id": 1})
+        with pytest.raises(InvalidRequest, match=r"manta domain add shop\.example"):
+            await w.director.launch(campaign["id"])
+        assert (await w.director.campaign(campaign["id"]))["state"] == "draft"
+        await w.catalog.add_domain("shop.example")
+        wrong = ("DKIM manta1", "wrong", "manta1._domainkey.shop.example has no key", "TXT")
+        await w.catalog.record_domain_check("shop.example", [wrong])
+        with pytest.raises(InvalidRequest, match="has no key"):
+            await w.director.launch(campaign["id"])
+        await w.catalog.record_domain_check("shop.example", [("DKIM manta1", "ok", "", "")])
+        assert (await w.director.launch(campaign["id"]))["state"] == "running"
