@@ -252,14 +252,15 @@ async def test_an_exchanger_that_turns_us_away_sends_us_to_the_next(net):
     assert two.taken
 
 
-async def test_a_server_s_words_are_told_rather_than_a_dead_one_s_silence(net):
+@pytest.mark.parametrize("dead_preference", [5, 20])
+async def test_a_server_s_words_are_told_rather_than_a_dead_one_s_silence(net, dead_preference):
     async def blocked(reader, writer):
         writer.write(b"554 5.7.1 you are on a list\r\n")
         await writer.drain()
 
     net.address_of("mx2.a.test")
     await net.scripted("mx1.a.test", blocked)
-    net.zone["a.test"] = {"MX": ["10 mx1.a.test", "20 mx2.a.test"]}
+    net.zone["a.test"] = {"MX": ["10 mx1.a.test", f"{dead_preference} mx2.a.test"]}
     resolver = net.resolver()
     reply = await refused(net.connector(resolver), resolver, "a.test")
     assert (reply.code, reply.text) == (554, "5.7.1 you are on a list")
