@@ -75,27 +75,27 @@ def observed(database: Database, context: Context, arguments: Mapping[str, Any])
     )
     sql, values = _numbered(sql, {"since": since, "until": until, "most": ROWS_MAX})
     domains = _sending_domains(database)
-    found = [
-        Observed(
-            at,
-            Seen(seen),
-            domains.get(campaign_id, ""),
-            source,
-            provider,
-            provider,
-            campaign_id or 0,
-            BounceClass(bounce_class or ""),
-            category or "",
-            code or 0,
-            reply or "",
-            messages=messages,
-        )
-        for at, seen, source, provider, campaign_id, bounce_class, category, code, reply, messages in database.rows(
-            sql, values
-        )
-    ]
+    found = [_observed(row, domains) for row in database.rows(sql, values)]
     found.reverse()
     return found
+
+
+def _observed(row: tuple[Any, ...], domains: Mapping[int, str]) -> Observed:
+    at, seen, source, provider, campaign_id, bounce_class, category, code, reply, messages = row
+    return Observed(
+        at,
+        Seen(seen),
+        domains.get(campaign_id, ""),
+        source,
+        provider,
+        provider,
+        campaign_id or 0,
+        BounceClass(bounce_class or ""),
+        category or "",
+        code or 0,
+        reply or "",
+        messages=messages,
+    )
 
 
 def _numbered(sql: str, values: Mapping[str, Any]) -> tuple[str, list[Any]]:

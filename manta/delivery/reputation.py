@@ -225,8 +225,8 @@ class Reputation:
 
     def _judge_lane(self, draft: Draft, lane: Unit) -> None:
         course = draft.course(lane)
-        if course.phase is Phase.QUARANTINED:
-            return
+        if course.phase is Phase.QUARANTINED or course.mark.at_s == draft.now_s:
+            return  # something has been done about it just now
         stopped = self._stopped(draft, lane)
         verdict = self._judge.worst(lane, stopped, draft.now_s)
         sight = self._sight(course, draft.now_s)
@@ -314,12 +314,10 @@ class Reputation:
             duration_s = self._quarantine_s(draft, scope)
         cause = f"{'paused' if kind is ActionKind.PAUSE else 'quarantine'}: {culprit.words()}"
         running = draft.same(kind, scope)
-        if running is None:
-            campaigns = {unit.campaign_id} - {0} or self._campaigns(scope)
-            shown = culprit.shown()
-            draft.begin(kind, scope, cause, duration_s, figures=shown, campaigns=campaigns)
-        else:
-            draft.revise(running, duration_s, cause=cause, figures=culprit.shown())
+        if running is not None:  # a campaign that was resumed, or what did not stop
+            draft.end(running.id)
+        campaigns = {unit.campaign_id} - {0} or self._campaigns(scope)
+        draft.begin(kind, scope, cause, duration_s, figures=culprit.shown(), campaigns=campaigns)
         held = draft.action(course.action_id)
         if held is not None and held.is_active(draft.now):  # it meets a slow lane when it returns
             draft.revise(held, duration_s + self._pace.limit_s)
