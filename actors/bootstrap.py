@@ -20,18 +20,20 @@ from actors.catalog import Catalog
 from actors.composers import Composers
 from actors.director import Director
 from actors.handles import Handles, Retrying, Singleton, sender_role, shard_role
+from actors.inbox import Inbox
 from actors.io.connection import SmtpLimits
 from actors.io.dns import DnsClient
 from actors.io.policies import HttpsFetch, Policies
 from actors.io.smtp import DirectConnector, SmtpConnector
+from actors.reputation import ReputationActor
 from actors.resolver import Resolver
 from actors.runtime import Caller, exit_process, node_count, start_actor, stop_actor
 from actors.sender import Ports, Sender, SenderSettings
 from actors.shard import ShardActor, ShardActorSettings
 from actors.throttle import Throttle
 from manta.clock import SystemClock
+from manta.delivery import norms, shaping
 from manta.delivery import queries as delivery_queries
-from manta.delivery import shaping
 from manta.delivery.attempts import AttemptJournal
 from manta.delivery.hooks import HookSettings, delivery_hooks
 from manta.delivery.lanes import Lane, Site
@@ -54,7 +56,8 @@ from manta.store.settings import ShardSettings
 from manta.store.shard import ShardStore
 
 UP_DEADLINE_S = 120.0
-FIRST = ("catalog", "throttle", "resolver")  # they need no shard
+FIRST = ("catalog", "throttle", "reputation", "resolver")  # they start without a shard
+INBOX = "inbox-00"
 S3_APPEND_GAP_S = 0.1
 LOCAL_APPEND_GAP_S = 0.005
 # glibc keeps an arena per thread; a shard has few threads that allocate much.
@@ -76,17 +79,19 @@ def roles(settings: Settings) -> list[str]:
         *(shard_role(n) for n in range(settings.shards)),
         "director",
         *(sender_role(n) for n in range(settings.senders)),
+        *([INBOX] if settings.inbox.port else []),
     ]
 
 
 async def up(settings: Settings, deadline_s: float = UP_DEADLINE_S) -> Handles:
     """Start what does not run yet and wait until every shard answers.
 
-    The Catalog comes first, with those who need no shard: none of these is started unless the
-    Catalog's table has as many as the settings.
+    The Catalog comes first, with those who start without a shard: none of these is started unless
+    the Catalog's table has as many as the settings. The operator's shaping file holds from then on.
     """
     settings = absolute(settings)
     _check_root(settings)
+    shaping_text = _shaping_text(settings)
     for role in FIRST:
         _start(settings, role)
     found = await find(settings, deadline_s)
@@ -98,7 +103,27 @@ async def up(settings: Settings, deadline_s: float = UP_DEADLINE_S) -> Handles:
         if not await retrying.pause():
             raise NotReady(f"not every shard is ready: {waiting[0].get('reason', waiting[0])}")
     await found.director.call("status", deadline_s=deadline_s)
+    if shaping_text:
+        known = await found.reputation.call("shaping", deadline_s=deadline_s)
+        if known["text"] != shaping_text:
+            await found.reputation.call("set_shaping", shaping_text, "manta up")
     return found
+
+
+def _shaping_text(settings: Settings) -> str:
+    """The operator's shaping, checked before anything is started; empty where there is none."""
+    if not settings.shaping_file:
+        return ""
+    try:
+        text = Path(settings.shaping_file).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRequest(
+            f"the shaping file cannot be read: {error}",
+            path="shaping_file",
+            expected="the path of a TOML file",
+        ) from None
+    shaping.parse(text, shaping.builtin())
+    return text
 
 
 def _start(settings: Settings, role: str) -> None:
@@ -122,7 +147,7 @@ def check_shards(settings: Settings, count: int) -> None:
 
 def down(settings: Settings) -> None:
     """End the actors of a workspace for good; their state stays in the store."""
-    for role in reversed(roles(settings)):
+    for role in reversed([*dict.fromkeys([*roles(settings), INBOX])]):
         stop_actor(f"{settings.workspace}/{role}")
 
 
@@ -154,8 +179,10 @@ def _builder(role: str, settings: Settings) -> Callable[[], Any]:
     builders: dict[str, Callable[..., Any]] = {
         "catalog": build_catalog,
         "throttle": build_throttle,
+        "reputation": build_reputation,
         "resolver": build_resolver,
         "director": build_director,
+        "inbox": build_inbox,
     }
     if kind in builders:
         return partial(builders[kind], settings)
@@ -192,6 +219,19 @@ def build_throttle(settings: Settings) -> Throttle:
     return Throttle(documents, exit_process, SystemClock(), limits_of(settings), ways)
 
 
+def build_reputation(settings: Settings) -> ReputationActor:
+    return ReputationActor(
+        _documents(settings, "reputation"),
+        exit_process,
+        SystemClock(),
+        Caller(settings.workspace),
+        partial(find, settings),
+        settings.egress,
+        shaping.builtin(),
+        norms.builtin(),
+    )
+
+
 def build_resolver(settings: Settings) -> Resolver:
     clock, private = SystemClock(), settings.dns.private_addresses
     dns = DnsClient(settings.dns, clock)
@@ -211,6 +251,18 @@ def build_director(settings: Settings) -> Director:
         partial(find, settings),
         partial(_attempts, settings),
         settings,
+    )
+
+
+async def build_inbox(settings: Settings) -> Inbox:
+    found = await find(settings)
+    return Inbox(
+        found.catalog,
+        found.shards,
+        SystemClock(),
+        settings.workspace,
+        settings.return_path_domain,
+        settings.inbox,
     )
 
 

@@ -3,8 +3,9 @@
 Every resident actor is one Ray actor of the class ``Host``: detached, restarted for ever, without
 CPUs of its own, its calls never retried by Ray (callers retry with keys, see ``handles``). The
 object inside is built by a factory in the actor's own process, so nothing that is open has to be
-pickled. A constructor that raises would be final for Ray, so a failing factory is kept as the
-reason that every call gets, and the process ends a little later to be started afresh.
+pickled; a factory that has to wait for others is awaited beside. A constructor that raises would be
+final for Ray, so a failing factory, or start, is kept as the reason that every call gets, and the
+process ends a little later to be started afresh.
 
 Faults of the domain travel as values and are raised again at the caller.
 """
@@ -15,6 +16,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable
+from inspect import isawaitable
 from typing import Any, NoReturn
 
 import ray
@@ -34,21 +36,19 @@ class Host:
 
     async def __init__(self, name: str, build: Callable[[], Any]) -> None:  # type: ignore[misc]
         self._name = name
-        self._failure = ""
+        self._failure = f"{name} is starting"
         self._object: Any = None
         self._tasks: set[asyncio.Task[Any]] = set()
         logging.basicConfig(level=logging.INFO)
         keep_pandas_out()
         try:
-            self._object = build()
+            built = build()
         except Exception as error:
-            logger.exception("%s could not be built", name)
-            self._failure = f"{name} could not be built: {error}"
-            asyncio.get_running_loop().call_later(RETRY_BUILD_S, exit_process, self._failure)
+            self._fail("built", error)
             return
-        start = getattr(self._object, "start", None)
-        if start is not None:
-            self._keep(asyncio.ensure_future(self._start(start)))
+        if not isawaitable(built):
+            self._object = built
+        self._keep(asyncio.ensure_future(self._start(built)))
 
     async def call(self, method: str, arguments: tuple[Any, ...]) -> tuple[bool, Any]:
         """``(True, answer)`` or ``(False, MantaError)``."""
@@ -65,14 +65,22 @@ class Host:
     async def pid(self) -> int:
         return os.getpid()
 
-    async def _start(self, start: Callable[[], Any]) -> None:
+    async def _start(self, built: Any) -> None:
         try:
-            result = start()
+            if isawaitable(built):
+                self._object = await built
+            start = getattr(self._object, "start", None)
+            result = None if start is None else start()
             if asyncio.iscoroutine(result):
                 await result
         except Exception as error:
-            logger.exception("%s could not start", self._name)
-            exit_process(f"{self._name} could not start: {error}")
+            self._fail("started", error)
+
+    def _fail(self, what: str, error: Exception) -> None:
+        logger.error("%s could not be %s", self._name, what, exc_info=error)
+        self._object = None
+        self._failure = f"{self._name} could not be {what}: {error}"
+        asyncio.get_running_loop().call_later(RETRY_BUILD_S, exit_process, self._failure)
 
     def _keep(self, task: asyncio.Task[Any]) -> None:
         self._tasks.add(task)

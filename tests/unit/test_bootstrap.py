@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 
 from actors import bootstrap
-from actors.handles import Handles, Shards
+from actors.handles import Handles, Shards, Singleton
 from manta.clock import ManualClock
+from manta.delivery.lanes import Lane, Site
+from manta.delivery.replies import Reply
+from manta.delivery.throttle import Connections
 from manta.errors import InvalidRequest
 from manta.ids import even_ranges
-from manta.settings import Settings
+from manta.settings import EgressSource, InboxSettings, Settings
 
 
 class Cluster:
@@ -22,6 +26,8 @@ class Cluster:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, shards: int, nodes: int = 1) -> None:
         self.started: list[str] = []
         self.shards = shards
+        self.shaping = ""
+        self.shapings_set = 0
         monkeypatch.setattr(bootstrap, "start_actor", self.start_actor)
         monkeypatch.setattr(bootstrap, "node_count", lambda: nodes)
         monkeypatch.setattr(bootstrap, "find", self.find)
@@ -37,7 +43,9 @@ class Cluster:
 
     async def call(self, role: str, method: str, *arguments: Any, timeout_s: float = 0) -> Any:
         assert f"w/{role}" in self.started
-        return {"ready": True}
+        if method == "set_shaping":
+            self.shaping, self.shapings_set = arguments[0], self.shapings_set + 1
+        return {"ready": True, "text": self.shaping}
 
     def push(self, role: str, method: str, *arguments: Any) -> None:
         pass
@@ -48,7 +56,7 @@ async def test_everything_is_started_in_order(monkeypatch: pytest.MonkeyPatch) -
     found = await bootstrap.up(Settings(workspace="w", shards=2, senders=1))
     assert found.shards.count == 2
     assert cluster.started == [
-        "w/catalog", "w/throttle", "w/resolver",
+        "w/catalog", "w/throttle", "w/reputation", "w/resolver",
         "w/shard-000", "w/shard-001", "w/director", "w/sender-00",
     ]  # fmt: skip
 
@@ -61,7 +69,7 @@ async def test_another_number_of_shards_is_refused_before_any_is_started(
     with pytest.raises(InvalidRequest, match="has 2 shards") as caught:
         await bootstrap.up(Settings(workspace="w", shards=asked))
     assert caught.value.path == "shards" and "shards = 2" in caught.value.expected
-    assert cluster.started == ["w/catalog", "w/throttle", "w/resolver"]
+    assert cluster.started == [f"w/{role}" for role in bootstrap.FIRST]
 
 
 async def test_a_folder_is_refused_on_several_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +87,59 @@ def test_a_folder_means_the_same_in_every_process() -> None:
         assert bootstrap.absolute(Settings(root=root)).root == root
 
 
-@pytest.mark.parametrize("role", bootstrap.roles(Settings(senders=2)))
+ALL = Settings(senders=2, inbox=InboxSettings(port=2525))
+
+
+@pytest.mark.parametrize("role", bootstrap.roles(ALL))
 def test_every_role_is_built_by_something_that_can_be_sent_to_another_process(role: str) -> None:
-    builder = bootstrap._builder(role, Settings(senders=2))
-    assert pickle.loads(pickle.dumps(builder)).args[0] == Settings(senders=2)
+    builder = bootstrap._builder(role, ALL)
+    assert pickle.loads(pickle.dumps(builder)).args[0] == ALL
+
+
+def test_there_is_an_inbox_only_where_it_has_a_port() -> None:
+    assert "inbox-00" in bootstrap.roles(ALL)
+    assert not any(role.startswith("inbox") for role in bootstrap.roles(Settings()))
+
+
+async def test_the_shaping_file_is_checked_first_and_told_when_it_differs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "shaping.toml"
+    cluster = Cluster(monkeypatch, shards=2)
+    settings = Settings(workspace="w", shaping_file=str(file))
+    for wrong in (None, "nonsense"):
+        if wrong:
+            file.write_text(wrong)
+        with pytest.raises(InvalidRequest):
+            await bootstrap.up(settings)
+    assert not cluster.started
+    file.write_text('[provider.inhouse]\ndomains = ["a.example"]\n')
+    await bootstrap.up(settings)
+    await bootstrap.up(settings)
+    assert cluster.shaping == file.read_text() and cluster.shapings_set == 1
+
+
+async def test_connections_go_by_the_kind_of_their_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[tuple[Any, ...]] = []
+
+    class Connector:
+        def __init__(self, source: EgressSource, *rest: Any) -> None:
+            self.name = source.name
+
+        async def connect(self, *arguments: Any) -> str:
+            opened.append((self.name, *arguments))
+            return "connection"
+
+    monkeypatch.setattr(bootstrap, "SmtpConnector", Connector)
+    monkeypatch.setattr(bootstrap, "DirectConnector", Connector)
+    sources = (EgressSource(name="relay"), EgressSource(name="mx-a", kind="direct"))
+    resolver = Singleton(None, "resolver", ManualClock(), Random(1))
+    connect = bootstrap._connect(Settings(egress=sources), resolver, Random(1))
+    site, held = Site("mx", "p", (("mx",),)), Connections(1, 30.0, 50, "required")
+    lane = Lane("relay", "relay", "others", "others")
+    await connect(lane, site, held)
+    direct = Lane("mx-a", "mx-a", "mx", "p")
+    await connect(direct, site, held)
+    assert opened == [("relay", 50), ("mx-a", direct, site, "required", 50)]
+    gone = await connect(direct._replace(source="gone"), site, held)
+    assert isinstance(gone, Reply) and "gone" in gone.text
