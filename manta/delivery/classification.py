@@ -206,7 +206,10 @@ def normal(text: str) -> tuple[str, str]:
         line = line[said.end() :]
     line = _ADDRESS.sub("@", line)
     enhanced = _ENHANCED.search(line)
-    return _CONTINUED.sub(" ", line), enhanced.group(1) if enhanced else ""
+    first = _BASIC.match(line) or _CONTINUED.search(line)
+    if first:
+        line = line[: first.end()] + _CONTINUED.sub(" ", line[first.end() :])
+    return line, enhanced.group(1) if enhanced else ""
 
 
 def basic_code(normalised: str) -> int:

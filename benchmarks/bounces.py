@@ -1,0 +1,72 @@
+"""Reading mail from outside: mails a second on one core, and microseconds a reply to classify.
+
+The mails are the samples of the tests and, where it is at hand, the public set of real bounces, so
+that each is told apart, its recipients found and their reasons classified. Replies are the
+examples of the rules, classified without the cache. Processor time, median over rounds.
+
+    python -m benchmarks.bounces [--rounds 9]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+
+from manta.delivery.arrivals import read
+from manta.delivery.classification import rules
+
+AIM_PER_S = 305.0  # what Sisimai 5, the best known decoder, publishes for one core
+AIM_REPLY_US = 50.0
+_ROOT = Path(__file__).parents[1]
+_SOURCES = (
+    _ROOT / "tests" / "unit" / "samples" / "arrivals",
+    _ROOT.parent / "shared" / "data" / "bounces" / "flufl",
+    _ROOT.parent / "shared" / "data" / "bounces" / "reports",
+)
+
+
+def mails() -> list[bytes]:
+    paths = [path for folder in _SOURCES for path in sorted(folder.glob("*"))]
+    return [path.read_bytes() for path in paths if path.suffix in (".eml", ".txt")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args()
+    raws = mails()
+    replies = [example for rule in rules().rules for example in rule.examples]
+    for raw in raws:  # the automata are built by the first mails, once in a process
+        read(raw)
+    per_s, reply_us = [], []
+    for _ in range(options.rounds):
+        begin = time.process_time()
+        for raw in raws:
+            read(raw)
+        between = time.process_time()
+        for reply in replies:
+            rules().classify(0, reply)
+        per_s.append(len(raws) / (between - begin))
+        reply_us.append((time.process_time() - between) / len(replies) * 1e6)
+    figure, reply = statistics.median(per_s), statistics.median(reply_us)
+    size = sum(map(len, raws)) // len(raws)
+    print(f"{len(raws)} mails of {size:,} bytes on average, {len(replies)} replies")
+    print(
+        json.dumps(
+            {
+                "name": "bounces",
+                "mails_per_s": round(figure, 1),
+                "aim_mails_per_s": AIM_PER_S,
+                "reply_us": round(reply, 1),
+                "aim_reply_us": AIM_REPLY_US,
+                "met": figure >= AIM_PER_S and reply <= AIM_REPLY_US,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
