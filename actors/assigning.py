@@ -7,7 +7,8 @@ a lane that nobody takes is offered again. Assigning twice is harmless: a Sender
 looks again for rows.
 
 Domains are looked up beside the rounds, a bounded number at a time: a slow DNS holds up nothing but
-the domains that it is asked for.
+the domains that it is asked for. Rows of a domain whose site cannot be told for long get that as
+their reason.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-from actors.handles import Calls
+from actors.handles import Calls, shard_role
 from manta.clock import Clock
 from manta.delivery.assignments import (
     Assignment,
@@ -30,6 +31,7 @@ from manta.delivery.assignments import (
 )
 from manta.delivery.hooks import Work
 from manta.delivery.lanes import Site
+from manta.delivery.troubles import NoteTrouble
 from manta.settings import Settings
 
 ASSIGN_TIMEOUT_S = 5.0
@@ -44,6 +46,8 @@ SITE_VALID_S = 60.0  # the Resolver keeps what the DNS says for longer, and chan
 UNKNOWN_AGAIN_S = 10.0  # a domain whose site could not be told
 SITES_MAX = 50_000
 DOMAINS_SHOWN = 100
+NOTE_EVERY_S = 600.0
+UNKNOWN = "the DNS does not tell where the mail of this domain goes"
 logger = logging.getLogger("manta.actors")
 
 
@@ -72,6 +76,7 @@ class Assigner:
         self._direct = {source.name for source in settings.egress if source.kind == "direct"}
         self._providers = providers
         self._sites: OrderedDict[str, tuple[float, Site | None]] = OrderedDict()
+        self._unknown_noted_s = clock.monotonic()
         self._looked_up: set[str] = set()
         self._look_ups: set[asyncio.Task[None]] = set()
         self._silent_until_s: dict[str, float] = {}
@@ -233,7 +238,22 @@ class Assigner:
             self._looked_up.difference_update(domains)
         if providers is self._providers:
             self._keep(domains, sites)
+        await self._note_unknown()
         asyncio.get_running_loop().call_soon(self._assign_soon)
+
+    async def _note_unknown(self) -> None:
+        """Say now and then, on the rows of all domains that are not known, why they wait."""
+        now_s = self._clock.monotonic()
+        if now_s - self._unknown_noted_s < NOTE_EVERY_S:
+            return
+        self._unknown_noted_s = now_s
+        unknown = tuple(domain for domain, (_, site) in self._sites.items() if site is None)
+        note = NoteTrouble(tuple(self._pools), UNKNOWN, unknown)
+        for shard in list(self.reports) if unknown else ():
+            try:
+                await self._calls.call(shard_role(shard), "execute", [note])
+            except Exception as error:  # it is noted again
+                logger.info("shard %d does not hear of unknown domains: %s", shard, error)
 
     def _keep(self, domains: Iterable[str], sites: Mapping[str, Site | None]) -> None:
         now_s = self._clock.monotonic()

@@ -676,6 +676,25 @@ async def test_a_resolver_is_asked_again_and_a_lane_that_finds_no_room_goes_else
         assert len({*full, w.assigned[0][0]}) == 3
 
 
+async def test_rows_of_a_domain_that_the_dns_does_not_tell_say_so_in_the_end() -> None:
+    async with world(settings=POOLED) as w:
+
+        async def sites(domains: list[str]) -> dict[str, Site | None]:
+            return dict.fromkeys(domains)
+
+        w.sites = sites
+        await w.director.launch(await w.draft(source="mx-a"))
+        await w.until(lambda: w.ledger() == {"planned": 10})
+        w.clock.advance(assigning.NOTE_EVERY_S)
+        for shard in (0, 1):
+            await w.director.work(shard, [Work("mx-a", "b.example", 1, 5, None)])
+        await w.until(lambda: all(_reasons(shard) == {assigning.UNKNOWN} for shard in w.shards))
+
+
+def _reasons(shard: Shard) -> set[str | None]:
+    return {reason for (reason,) in shard.rows("SELECT reason FROM ledger")}
+
+
 async def test_the_law_says_whose_domains_are_whose() -> None:
     text = """
 [provider.inhouse]

@@ -238,7 +238,8 @@ async def test_a_sender_takes_no_more_lanes_than_it_can_keep() -> None:
     house.server.gate = asyncio.Event()
     async with house.running(replace(QUICK, lanes_max=2)) as sender:
         await house.until(lambda: len(sender._lanes) == 2)
-        assert await sender.assign(house.by_site([0])) == [True, True, False]
+        due = [house.assignment(d, [0])._replace(due={0: 2}) for d in house.domains]
+        assert await sender.assign(due) == [True, True, False]
         house.server.gate.set()
         await house.until_states(accepted=6)
 
