@@ -10,7 +10,7 @@ paused again by an old one.
 On crash: actions, courses and the operator's shaping are journaled. Windows are rebuilt from the
 shards, each as soon as it answers: what it has on record from before this process began. Live
 observations count from then on; a late one about the time before waits for no rebuilding and is
-left to it.
+left to it. What people do is read from the shards each minute (``manta.delivery.recall``).
 """
 
 from __future__ import annotations
@@ -49,6 +49,9 @@ DECIDE_S = 0.5
 TICK_S = 5.0
 TELL_S = 60.0
 AGAIN_S = 5.0
+PEOPLE_S = 60.0  # what people did is read from the shards so often
+SETTLED_BY = timedelta(seconds=10)  # an event is in its shard by then
+RESUMED_AGAIN = timedelta(hours=1)
 LISTENERS = ("throttle", "director", "resolver")
 BATCH_MAX = 10_000
 REPLAYED_SHOWN = 1_000
@@ -104,8 +107,12 @@ class ReputationActor(JournaledActor):
         for action in self._state.law(now).actions:
             if action.kind is ActionKind.PAUSE:
                 self._untold[action.id] = action
+        for action in self._state.actions.values():
+            undone_at = action.undone_at
+            if action.kind is ActionKind.PAUSE and undone_at and now - undone_at < RESUMED_AGAIN:
+                self._unresumed[action.id] = action  # it may not have been told
         self._keep(self._work())
-        self._keep(self._rebuild())
+        self._keep(self._look_back())
 
     # -- what senders and shards tell --------------------------------------------------------------
 
@@ -235,7 +242,7 @@ class ReputationActor(JournaledActor):
         now = self._clock.now()
         since = since or now - timedelta(days=1)
         handles = await self._find_handles()
-        asked = {"since": since, "until": now, "with_replies": True}
+        asked = {"since": since, "until": now, "part": recall.Part.SERVERS}
         parts = await handles.shards.query_all("observed", asked)
         past = sorted((each for part in parts for each in part), key=lambda o: o.occurred_at)
 
@@ -301,22 +308,33 @@ class ReputationActor(JournaledActor):
             await self._calls.call("director", "resume_for", action.scope.campaign_id, id)
             self._unresumed.pop(id, None)
 
-    async def _rebuild(self) -> None:
-        """Ask every shard for what it has on record from before we began."""
-        waiting: set[int] | None = None
-        while waiting is None or waiting:
+    async def _look_back(self) -> None:
+        """Ask every shard for what it has on record from before we began, and from then on, each
+        ``PEOPLE_S``, for what people did."""
+        known: dict[int, datetime] = {}  # shard: until when we have asked it
+        while True:
             try:
                 handles = await self._find_handles()
-                if waiting is None:
-                    waiting = set(range(handles.shards.count))
-                for shard in sorted(waiting):
-                    past = await handles.shards.query(shard, "observed", {"until": self._began_at})
-                    self._state.recall(past, self._clock.now())
-                    waiting.discard(shard)
+                asked = (self._ask(handles, n, known) for n in range(handles.shards.count))
+                for fault in await asyncio.gather(*asked, return_exceptions=True):
+                    if fault is not None:
+                        raise fault
+                self._is_rebuilt = True
             except MantaError as error:
                 logger.info("windows wait for the shards: %s", error)
-                await asyncio.sleep(AGAIN_S)
-        self._is_rebuilt = True
+            await asyncio.sleep(PEOPLE_S if self._is_rebuilt else AGAIN_S)
+
+    async def _ask(self, handles: Handles, shard: int, known: dict[int, datetime]) -> None:
+        since, until = known.get(shard), self._began_at
+        asked: dict[str, Any] = {"until": until}
+        if since is not None:
+            until = self._clock.now() - SETTLED_BY
+            since = max(since, until - timedelta(days=recall.DAYS_MAX))
+            asked = {"since": since, "until": until, "part": recall.Part.PEOPLE}
+            if until <= since or not self._state.windows.lanes():
+                return
+        self._state.recall(await handles.shards.query(shard, "observed", asked), self._clock.now())
+        known[shard] = until
 
     def _law(self) -> Law:
         return self._state.law(self._clock.now())

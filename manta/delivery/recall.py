@@ -1,5 +1,8 @@
-"""What a shard has on record of the last days, as observations: windows are rebuilt from it, and
-laws are rehearsed on it.
+"""What a shard has on record of the last days, as observations: windows are rebuilt from it, laws
+are rehearsed on it, and what people do (open, click, unsubscribe) is read from it now and then.
+
+People's acts decide nothing about a lane, so the hot path of tracking does not look up for every
+open where its mail went; Reputation asks for all of a minute at once.
 
 Counted in steps that are no finer than the windows' grain at that age, so the answer is small
 whatever was sent. What only a live observation knows is missing: of a message that was deferred
@@ -11,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
+from enum import StrEnum
 from typing import Any
 
 from manta.command import Context, Database
@@ -20,7 +24,14 @@ from manta.errors import InvalidRequest
 
 DAYS_MAX = 7
 ROWS_MAX = 50_000
-_OF_MESSAGES = (Seen.COMPLAINED, Seen.UNSUBSCRIBED, Seen.OPENED, Seen.CLICKED)
+_ENGAGED = (Seen.OPENED, Seen.CLICKED, Seen.UNSUBSCRIBED)
+
+
+class Part(StrEnum):
+    ALL = "all"
+    SERVERS = "servers"  # told apart by the servers' words, as rules need them; with complaints
+    PEOPLE = "people"  # opens, clicks, unsubscribes
+
 
 _OUTCOMES = """
     SELECT changed_at AS since, CASE state WHEN 'planned' THEN 'deferred' ELSE state END AS seen,
@@ -40,8 +51,10 @@ _OUTCOMES = """
     FROM ledger
     WHERE bounced_at >= $since AND bounced_at < $until AND kind <> 'test' AND state = 'accepted'
         AND source IS NOT NULL AND provider IS NOT NULL
-    UNION ALL
-    SELECT e.occurred_at, e.type, l.source, l.provider, l.campaign_id, NULL, NULL, NULL, NULL
+"""
+_EVENTS = """
+    SELECT e.occurred_at AS since, e.type AS seen, l.source, l.provider, l.campaign_id,
+        NULL AS bounce_class, NULL AS category, NULL AS code, NULL AS reply
     FROM events e JOIN ledger l
         ON l.subscriber_id = e.subscriber_id AND l.message_key = e.message_key
     WHERE e.occurred_at >= $since AND e.occurred_at < $until AND l.kind <> 'test'
@@ -52,8 +65,7 @@ _OUTCOMES = """
 def observed(database: Database, context: Context, arguments: Mapping[str, Any]) -> list[Observed]:
     """What was seen from ``since`` (at most 7 days ago) to ``until`` (now), oldest first.
 
-    ``with_replies``: told apart by the servers' words, as rules need them, and without opens and
-    clicks. At most ``ROWS_MAX``, the newest.
+    ``part``: see ``Part``. At most ``ROWS_MAX`` rows, the newest.
     """
     until: datetime = arguments.get("until") or context.now
     since: datetime = arguments.get("since") or until - timedelta(days=DAYS_MAX)
@@ -61,23 +73,29 @@ def observed(database: Database, context: Context, arguments: Mapping[str, Any])
         raise InvalidRequest(
             "not a period that is on record", path="since", expected=f"up to {DAYS_MAX} days"
         )
-    with_replies = bool(arguments.get("with_replies"))
-    types = ", ".join(f"'{seen}'" for seen in _OF_MESSAGES[: 1 if with_replies else None])
-    words = "code, reply" if with_replies else "NULL AS code, NULL AS reply"
-    sql = (
+    sql, values = _numbered(
+        _statement(Part(arguments.get("part", Part.ALL))),
+        {"since": since, "until": until, "most": ROWS_MAX},
+    )
+    domains = _sending_domains(database)
+    found = [_observed(row, domains) for row in database.rows(sql, values)]
+    found.reverse()
+    return found
+
+
+def _statement(part: Part) -> str:
+    types = {Part.ALL: (Seen.COMPLAINED, *_ENGAGED), Part.SERVERS: (Seen.COMPLAINED,)}
+    events = _EVENTS.replace("$types", ", ".join(f"'{seen}'" for seen in types.get(part, _ENGAGED)))
+    source = events if part is Part.PEOPLE else f"{_OUTCOMES} UNION ALL {events}"
+    words = "code, reply" if part is Part.SERVERS else "NULL AS code, NULL AS reply"
+    return (
         "SELECT CASE WHEN since >= $until - INTERVAL 1 HOUR"
         " THEN time_bucket(INTERVAL 1 MINUTE, since)"
         " WHEN since >= $until - INTERVAL 1 DAY THEN time_bucket(INTERVAL 30 MINUTE, since)"
         " ELSE time_bucket(INTERVAL 1 HOUR, since) END AS since, seen, source, provider,"
         f" campaign_id, bounce_class, category, {words}, count(*) AS messages"
-        f" FROM ({_OUTCOMES.replace('$types', types)})"
-        " GROUP BY ALL ORDER BY 1 DESC LIMIT $most"
+        f" FROM ({source}) GROUP BY ALL ORDER BY 1 DESC LIMIT $most"
     )
-    sql, values = _numbered(sql, {"since": since, "until": until, "most": ROWS_MAX})
-    domains = _sending_domains(database)
-    found = [_observed(row, domains) for row in database.rows(sql, values)]
-    found.reverse()
-    return found
 
 
 def _observed(row: tuple[Any, ...], domains: Mapping[int, str]) -> Observed:

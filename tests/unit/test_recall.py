@@ -73,11 +73,15 @@ def test_what_came_after_the_end_is_left_out(shard: SendingShard) -> None:
 
 
 def test_for_rules_the_words_are_there_and_opens_are_not(shard: SendingShard) -> None:
-    found = ask(shard, with_replies=True)
+    found = ask(shard, part="servers")
     assert [(o.code, o.text) for o in found if o.seen is Seen.FAILED] == [
         (550, "5.1.1 no such user")
     ]
     assert Seen.OPENED not in {o.seen for o in found}
+
+
+def test_what_people_do_can_be_asked_alone(shard: SendingShard) -> None:
+    assert [(o.seen, o.messages) for o in ask(shard, part="people")] == [(Seen.OPENED, 2)]
 
 
 @pytest.mark.parametrize("days", [-1, 8])

@@ -226,6 +226,31 @@ async def test_windows_are_rebuilt_and_nothing_counts_twice(house: House) -> Non
     assert asked == house.clock.now() - timedelta(seconds=1)
 
 
+async def test_what_people_do_is_read_now_and_then(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PEOPLE_S", 0.002)
+    began = house.clock.now()
+
+    def query(name: str, arguments: dict[str, Any]) -> list[Observed]:
+        if arguments.get("part") != "people":
+            return []
+        asked.append((arguments["since"], arguments["until"]))
+        return [house.seen(Seen.OPENED, 5)]
+
+    asked: list[Any] = []
+    house.calls.answers["shard-000", "query"] = query
+    actor = await house.start()
+    await actor.observe([house.seen(Seen.ACCEPTED, 10)])
+    await asyncio.sleep(0.01)
+    assert not asked, "not before it may be there"
+    house.clock.advance(70)
+    await until(lambda: asked)
+    assert asked == [(began, began + timedelta(seconds=60))]
+    (lane, _) = (await actor.status())["windows"]
+    assert lane["counts"]["hour"] == {"accepted": 10, "opened": 5}
+
+
 async def test_another_shaping_holds_at_once_and_after_a_restart(house: House) -> None:
     actor = await house.start()
     with pytest.raises(InvalidRequest):
