@@ -23,7 +23,7 @@ from actors.io.smtp_server import Listener, ServerLimits
 from manta.clock import Clock
 from manta.command import Command
 from manta.content.tokens import Keyring, keyring_of
-from manta.delivery.arrivals import read
+from manta.delivery.arrivals import Arrival, read
 from manta.delivery.inbox import (
     MESSAGE_BYTES_MAX,
     Box,
@@ -64,6 +64,21 @@ class Shards(Protocol):
     def of_identity(self, kind: str, value: str) -> int: ...
 
     async def execute(self, shard: int, command: Command, deadline_s: float = ...) -> Any: ...
+
+
+def _examine(raw: bytes) -> tuple[str, Arrival | None]:
+    """What a mail is, or the reply that refuses it. In a thread: it may be large."""
+    refusal = malformed(raw)
+    return (refusal, None) if refusal is not None else ("", read(raw))
+
+
+def tls_context(settings: InboxSettings) -> ssl.SSLContext | None:
+    """What offers STARTTLS, where the settings name a certificate."""
+    if not settings.certificate_file:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(settings.certificate_file, settings.private_key_file or None)
+    return context
 
 
 class Inbox:
@@ -137,17 +152,16 @@ class Inbox:
 
     async def message(self, boxes: list[Box], raw: bytes) -> str:
         """The reply to a message for these boxes."""
-        refusal = malformed(raw)
-        if refusal is not None:
-            self.counts["malformed"] += 1
-            return refusal
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(READ_DEADLINE_S):
-                arrival = await loop.run_in_executor(self._readers, read, raw)
+                refusal, arrival = await loop.run_in_executor(self._readers, _examine, raw)
         except TimeoutError:
             self.counts["not_read"] += 1
             return LATER
+        if arrival is None:
+            self.counts["malformed"] += 1
+            return refusal
         assert self._keyring is not None  # a recipient was taken before
         now, digest = self._clock.now(), digest_of(raw)
         meanings = [meaning_of(box, arrival, digest, self._keyring, now) for box in boxes]

@@ -84,10 +84,13 @@ class DnsSettings:
 @dataclass(frozen=True)
 class InboxSettings:
     """Where bounces, complaints and unsubscribes arrive by SMTP: the exchanger of
-    ``return_path_domain``. Port 0: there is no inbox."""
+    ``return_path_domain``. Port 0: there is no inbox. STARTTLS is offered where a certificate (PEM,
+    with its chain) is named; its key may be in the same file."""
 
     host: str = "127.0.0.1"
     port: int = 0
+    certificate_file: str = ""
+    private_key_file: str = ""
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ def malformed(raw: bytes) -> str | None:
     longest = max(map(len, raw.split(b"\r\n")), default=0)
     if longest > LINE_BYTES_MAX:
         return f"500 5.5.2 a line longer than {LINE_BYTES_MAX} bytes"
-    head = raw.partition(b"\r\n\r\n")[0]
+    head = b"" if raw.startswith(b"\r\n") else raw.partition(b"\r\n\r\n")[0]
     if len(head) > HEADER_BYTES_MAX:
         return f"552 5.3.4 a header larger than {HEADER_BYTES_MAX} bytes"
     if len(_RECEIVED.findall(head)) > HOPS_MAX:
