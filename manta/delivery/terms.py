@@ -50,6 +50,30 @@ class Terms:
         return any(campaign_id == 0 for campaign_id, _ in self.bounces)
 
 
+class ActiveActions:
+    """The actions that act now, found by lane without looking at all of them."""
+
+    def __init__(self, actions: Iterable[Action]) -> None:
+        self._by_place: dict[tuple[str, str], list[Action]] = {}
+        self._count = 0
+        self.first_end = datetime.max
+        for action in actions:
+            scope = action.scope
+            place = ("", scope.site) if scope.site else (scope.provider, "")
+            self._by_place.setdefault(place, []).append(action)
+            self._count += 1
+            self.first_end = min(self.first_end, action.until)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def covering(self, lane: Lane) -> list[Action]:
+        """Those that concern the lane or some campaigns in it, the oldest first."""
+        places = (("", ""), (lane.provider, ""), ("", lane.site))
+        found = [a for place in dict.fromkeys(places) for a in self._by_place.get(place, ())]
+        return sorted((a for a in found if a.scope.covers(lane)), key=lambda action: action.id)
+
+
 def terms_of(
     lane: Lane,
     usual: tuple[Limits, Limits | None, Limits | None],

@@ -26,7 +26,7 @@ from manta.delivery.law import Law
 from manta.delivery.pools import Rotation, Turn
 from manta.delivery.shaping import Shaping, builtin, parse
 from manta.delivery.taken import Takings
-from manta.delivery.terms import Terms, campaign_bucket, terms_of
+from manta.delivery.terms import ActiveActions, Terms, campaign_bucket, terms_of
 from manta.delivery.warmup import Quota, Warmup
 from manta.delivery.ways import Ways
 from manta.errors import InvalidRequest, Overloaded
@@ -37,7 +37,6 @@ WAIT_SUSPENDED_S_MAX = 30.0  # an undone action is noticed by then
 WAIT_RESERVE_S = 0.1
 BATCH_S = 0.25  # who waits for permits waits for as many as come in this time
 TERMS_MAX = 100_000
-ROTATIONS_MAX = 20_000
 ROTATION_IDLE_S = 60.0
 SHOWN_MAX = 1_000
 
@@ -94,6 +93,7 @@ class Budgets:
         self._trouble = ""
         self._gates = Gates(empty_at_s)
         self._terms: dict[Lane, Terms] = {}
+        self._active = ActiveActions(())
         self._changes_at = datetime.max  # when the next action ends
         self._now = datetime.min
         self._rotations: dict[tuple[str, str], Rotation] = {}
@@ -134,8 +134,14 @@ class Budgets:
     def _renew(self) -> None:
         """All terms are made anew when next asked for."""
         self._terms.clear()
-        ends = [action.until for action in self._law.active(self._now)]
-        self._changes_at = min(ends, default=datetime.max)
+        self._active = ActiveActions(self._law.active(self._now))
+        self._changes_at = self._active.first_end
+
+    def _turn_to(self, now: datetime | None) -> None:
+        if now is not None and now > self._now:
+            self._now = now
+            if now >= self._changes_at:
+                self._renew()
 
     # -- permits -----------------------------------------------------------------------------------
 
@@ -282,10 +288,7 @@ class Budgets:
     # -- what holds for a lane ---------------------------------------------------------------------
 
     def _terms_of(self, lane: Lane, now_s: float, now: datetime | None) -> Terms:
-        if now is not None and now > self._now:
-            self._now = now
-            if now >= self._changes_at:
-                self._renew()
+        self._turn_to(now)
         terms = self._terms.get(lane)
         return terms if terms is not None else self._made_terms(lane, now_s)
 
@@ -318,8 +321,7 @@ class Budgets:
                 bucket = self._campaign_buckets[key] = campaign_bucket(action, now_s)
             return bucket
 
-        actions = self._law.covering(lane, self._now)
-        terms = terms_of(lane, usual, tls, actions, gate_of, bucket_of)
+        terms = terms_of(lane, usual, tls, self._active.covering(lane), gate_of, bucket_of)
         self._terms[lane] = terms
         return terms
 
@@ -350,13 +352,12 @@ class Budgets:
 
     def status(self, now_s: float, now: datetime | None = None) -> dict[str, Any]:
         """JSON-ready. Of lanes and rotations at most ``SHOWN_MAX`` each."""
-        if now is not None:
-            self._now = max(self._now, now)
+        self._turn_to(now)
         return {
             "granted": self.granted,
             "law": {
                 "version": self._law.version,
-                "actions": len(self._law.active(self._now)),
+                "actions": len(self._active),
                 "shaping": self._shaping.version,
                 "trouble": self._trouble,
             },

@@ -174,6 +174,7 @@ class Quota:
         back = min(unused, self.used_hour, self.used_day) if same_hour else 0
         self.used_day -= back
         self.used_hour -= back
+        self.used_since_reserve = max(0, self.used_since_reserve - back)
 
     def wait_s(self) -> float:
         """Seconds until there is quota again: the next hour, or the next day."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 
 import pytest
 from hypothesis import given
@@ -22,8 +22,9 @@ from manta.delivery.lanes import Lane, Limits
 from manta.delivery.law import Law
 from manta.delivery.shaping import builtin
 from manta.delivery.throttle import WAIT_SUSPENDED_S_MAX, Budgets
-from manta.delivery.ways import Ways
+from manta.delivery.ways import Ways, limits_of
 from manta.errors import InvalidRequest
+from manta.settings import parse as parse_settings
 
 NOW = datetime(2026, 3, 1, 12)
 LANE = Lane("relay", "relay", "others", "others")
@@ -242,6 +243,53 @@ def test_narrowing_and_lifting_never_give_more_than_the_usual_limit(steps):
             assert total <= 100 * PACE * (moment - start) + 100 + 1e-3
 
 
+# -- pools -----------------------------------------------------------------------------------------
+
+
+def pool(**weights):
+    sources = {name: Limits(100_000.0, 100_000, 10) for name in weights}
+    return Budgets(sources, Ways(pools={"pool": weights}), empty_at_s=None)
+
+
+def shares(t, names, seconds=30.0, begin_s=0.0):
+    """All ask each 100 ms for 50."""
+    taken = dict.fromkeys(names, 0)
+    for tick in range(int(seconds * 10)):
+        now_s = begin_s + tick * 0.1
+        for name in names:
+            lane = Lane("pool", name, "google", "google")
+            taken[name] += t.grant("s0", lane, 50, now_s, now=NOW).permits
+    return {name: count / sum(taken.values()) for name, count in taken.items()}
+
+
+def test_the_sources_of_a_pool_share_by_weight_and_a_suspended_one_is_no_obstacle():
+    t = pool(a=3, b=1)
+    assert shares(t, "ab") == pytest.approx({"a": 0.75, "b": 0.25}, abs=0.02)
+    t.obey(law(act(ActionKind.SUSPEND, source="a")))
+    assert shares(t, "ab", begin_s=30.0) == {"a": 0.0, "b": 1.0}
+    (shown,) = t.status(60.0)["pools"]
+    assert shown["members"]["a"]["weight"] == 3 and not shown["members"]["a"]["competes"]
+    t.obey(law(version=2))
+    assert shares(t, "ab", begin_s=60.0) == pytest.approx({"a": 0.75, "b": 0.25}, abs=0.02)
+
+
+def test_lanes_that_are_asked_for_no_more_are_forgotten_but_not_their_debt(monkeypatch):
+    monkeypatch.setattr("manta.delivery.gates.SWEEP_GATES_MIN", 50)
+    text = '[default]\nrate = "6/min"'
+    t = Budgets({"mx": Limits(1e5, 100_000, 100)}, DIRECT, empty_at_s=None, law=law(shaping=text))
+    indebted = Lane("mx", "mx", "indebted.example", "indebted.example")
+    for number in range(1000):
+        now_s = float(number)
+        lane = Lane("mx", "mx", f"{number}.example", f"{number}.example")
+        assert t.grant("s0", lane, 5, now_s).permits == 1
+        due = number % 100 == 0
+        if due:
+            assert t.grant("s0", indebted, 5, now_s).permits == 1
+        elif number % 100 == 9:  # its bucket is not full yet
+            assert t.grant("s0", indebted, 5, now_s).permits == 0
+    assert t.status(1000.0)["gates"] < 400
+
+
 # -- connections -----------------------------------------------------------------------------------
 
 
@@ -362,3 +410,27 @@ def test_permits_of_two_incarnations_never_live_at_once(began, stored, granted, 
         assert not new.confirmed(first_grant).may_grant(first_grant - 1e-3)
         assert new.confirmed(first_grant).may_grant(first_grant + 1e-9)
         assert first_grant >= last_permit_ends
+
+
+def test_ways_are_made_of_settings_and_a_wrong_day_is_named():
+    text = {
+        "egress": [
+            {"name": "mx", "kind": "direct", "cold_since": "2026-02-01"},
+            {"name": "relay", "rate_per_s": 5.0, "burst": 7},
+        ],
+        "pools": [
+            {"name": "both", "members": [{"source": "mx", "weight": 2}, {"source": "relay"}]}
+        ],
+    }
+    settings = parse_settings(text)
+    ways = Ways.of(settings)
+    assert ways.direct == {"mx"} and ways.cold_since == {"mx": date(2026, 2, 1)}
+    assert ways.pools == {
+        "both": {"mx": 2, "relay": 1},
+        "mx": {"mx": 1},
+        "relay": {"relay": 1},
+    }
+    assert limits_of(settings)["relay"] == Limits(5.0, 7, 10, 1000)
+    text["egress"][0]["cold_since"] = "soon"
+    with pytest.raises(InvalidRequest, match="mx: cold_since is 'soon'"):
+        Ways.of(parse_settings(text))
