@@ -81,7 +81,7 @@ class Composed:
 _NOTHING = Composed("", "", b"")
 
 
-class _Draft:
+class Draft:
     """A mail in the making: what each step has added."""
 
     __slots__ = (
@@ -155,8 +155,8 @@ class Composer:
         the template fails on these values and ``InvalidRequest`` for an address that cannot be
         mailed to; both concern this message only.
         """
-        draft = _Draft(row, ref)
-        for step in self._steps:
+        draft = Draft(row, ref)
+        for step in self.steps.values():
             step(draft, now)
         return draft.composed
 
@@ -168,8 +168,8 @@ class Composer:
         Each step is taken for all messages before the next one: what a processor has at hand for
         one step is gone after a signature, which makes the others cost half as much again.
         """
-        drafts = [_Draft(row, ref) for row, ref in messages]
-        for step in self._steps:
+        drafts = [Draft(row, ref) for row, ref in messages]
+        for step in self.steps.values():
             for draft in drafts:
                 if draft.error is None:
                     try:
@@ -179,24 +179,30 @@ class Composer:
         return [draft.error or draft.composed for draft in drafts]
 
     @property
-    def _steps(self) -> tuple[Callable[[_Draft, datetime], None], ...]:
-        return (self._render, self._assemble, self._canonicalize, self._sign)
+    def steps(self) -> dict[str, Callable[[Draft, datetime], None]]:
+        """What is done to a draft, in order."""
+        return {
+            "render": self._render,
+            "mime": self._assemble,
+            "dkim": self._canonicalize,
+            "sign": self._sign,
+        }
 
-    def _render(self, draft: _Draft, now: datetime) -> None:
+    def _render(self, draft: Draft, now: datetime) -> None:
         draft.address = mime.check_address(draft.row.get("_send_to") or draft.row.get("email"))
         draft.rendered = self.render(draft.row, draft.ref)
 
-    def _assemble(self, draft: _Draft, now: datetime) -> None:
+    def _assemble(self, draft: Draft, now: datetime) -> None:
         assert draft.rendered is not None
         draft.fields, draft.body = self.assemble(draft.rendered, draft.address, draft.ref, now)
         local_part = self._keyring.verp_local_part(draft.ref)
         draft.mail_from = f"{local_part}@{self.settings.return_path_domain}"
 
-    def _canonicalize(self, draft: _Draft, now: datetime) -> None:
+    def _canonicalize(self, draft: Draft, now: datetime) -> None:
         timestamp = int(now.replace(tzinfo=UTC).timestamp())
         draft.unsigned = dkim.unsigned(draft.fields, draft.body, self._signers, timestamp)
 
-    def _sign(self, draft: _Draft, now: datetime) -> None:
+    def _sign(self, draft: Draft, now: datetime) -> None:
         signatures = [each.signed() for each in draft.unsigned]
         head = mime.fields_text([*signatures, *draft.fields])
         data = b"".join((head, b"\r\n", draft.body))
