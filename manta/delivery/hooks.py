@@ -39,8 +39,8 @@ class HookSettings:
     lease_deadline_s: float = 900.0
     repeat_s: float = 30.0  # reports are sent again after this while there is work
     min_gap_s: float = 0.05
-    max_gap_s: float = 2.0
-    cost_share: float = 0.05  # of the writer's time, at most
+    max_gap_s: float = 1.0
+    cost_share: float = 0.01  # of the time, at most
 
 
 class Work(NamedTuple):
