@@ -18,6 +18,7 @@ from manta.delivery.gates import BOUNDLESS, PACE, Gate, GateKey, keys_of, narrow
 from manta.delivery.gcra import Bucket
 from manta.delivery.lanes import Lane, Limits
 
+SOURCE, PROVIDER, SITE = range(3)  # the places of ``keys_of``
 GateOf = Callable[[GateKey, Limits, bool], Gate]  # key, limits, whether it is there in quiet times
 
 
@@ -32,8 +33,9 @@ class CampaignLimit:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """``causes`` of narrower limits, for people. ``is_slowed``: an action holds the whole lane
-    back. ``suspended_until``: the end of the last suspension, None where there is none."""
+    """``causes`` of narrower limits, for people. ``slowed_at``: the widest gate at which an action
+    suspends or lowers the rate (its place in ``keys_of``), None where there is none.
+    ``suspended_until``: the end of the last suspension, None where there is none."""
 
     gates: tuple[Gate, ...]
     tls: str
@@ -42,7 +44,7 @@ class Terms:
     bounces: tuple[tuple[int, str], ...]
     campaign_limits: tuple[CampaignLimit, ...]
     causes: tuple[str, ...]
-    is_slowed: bool
+    slowed_at: int | None
     suspended_until: datetime | None
 
     @property
@@ -93,7 +95,8 @@ def terms_of(
         if limits is not None or narrowing:
             bounds = narrowed(limits or BOUNDLESS, narrowing)
             gates.append(gate_of(key, bounds, limits is not None))
-    suspensions = [a.until for a in slowing if a.kind is ActionKind.SUSPEND]
+    suspensions = [a.until for a in slowing if _suspends(a)]
+    slowed_at = [_place(a) for a in slowing if a.limits.rate_per_s is not None or _suspends(a)]
     about = [(a, c) for a in acting if is_about_campaigns(a) for c in campaigns_of(a)]
     suspended = {c for a, c in about if a.kind in (ActionKind.SUSPEND, ActionKind.PAUSE)}
     bouncing = [(0, a.cause) for a in whole if a.kind is ActionKind.BOUNCE]
@@ -112,7 +115,7 @@ def terms_of(
         tuple(sorted(bounced.items())),
         tuple(limited),
         tuple(dict.fromkeys(a.cause for a in acting)),
-        bool(slowing),
+        min(slowed_at, default=None),
         max(suspensions, default=None),
     )
 
@@ -132,7 +135,10 @@ def campaign_bucket(action: Action, now_s: float) -> Bucket:
     return Bucket.empty(rate_per_s * PACE, max(1, ceil(rate_per_s)), now_s)
 
 
+def _suspends(action: Action) -> bool:
+    return action.kind is ActionKind.SUSPEND
+
+
 def _place(action: Action) -> int:
-    """Which of ``keys_of`` an action narrows: 0 the source's gate, 1 the provider's, 2 the
-    site's."""
-    return 2 if action.scope.site else 1 if action.scope.provider else 0
+    """Which gate of ``keys_of`` an action narrows."""
+    return SITE if action.scope.site else PROVIDER if action.scope.provider else SOURCE

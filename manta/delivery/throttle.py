@@ -26,8 +26,8 @@ from manta.delivery.law import Law
 from manta.delivery.pools import Rotation, Turn
 from manta.delivery.shaping import Shaping, builtin, parse
 from manta.delivery.taken import Takings
-from manta.delivery.terms import ActiveActions, Terms, campaign_bucket, terms_of
-from manta.delivery.warmup import Quota, Warmup
+from manta.delivery.terms import SITE, ActiveActions, Terms, campaign_bucket, terms_of
+from manta.delivery.warmup import OTHERS, Quota, Warmup
 from manta.delivery.ways import Ways
 from manta.errors import InvalidRequest, Overloaded
 
@@ -230,7 +230,11 @@ class Budgets:
         return permits, tuple(sorted({*terms.without, *waiting}))
 
     def _hold_day(self, quota: Quota, terms: Terms) -> None:
-        if terms.is_slowed and not quota.is_held:
+        """A day on which the lane is slowed does not count. Of the many sites that share one quota
+        there is always one that is slow: only what slows them all counts there."""
+        at = terms.slowed_at
+        is_slowed = at is not None and (at < SITE or quota.group != OTHERS)
+        if is_slowed and not quota.is_held:
             quota.is_held = True
             self.warmup.touch(quota)
         if quota.wants_reserve:

@@ -243,6 +243,25 @@ def test_narrowing_and_lifting_never_give_more_than_the_usual_limit(steps):
             assert total <= 100 * PACE * (moment - start) + 100 + 1e-3
 
 
+@pytest.mark.parametrize(
+    ("scope", "limits", "held"),
+    [
+        ({"provider": "google"}, {"rate": 1.0}, ["google"]),
+        ({"provider": "google", "site": "google"}, {"rate": 1.0}, ["google"]),
+        ({"source": "mx"}, {"rate": 1.0}, ["google", "others"]),
+        ({"site": "small.example"}, {"rate": 1.0}, []),  # one of the many
+        ({"provider": "google"}, {"messages": 2}, []),  # that is no matter of reputation
+        ({"provider": "google", "campaign_id": 7}, {"rate": 1.0}, []),
+    ],
+)
+def test_a_slowed_lane_does_not_go_on_to_the_next_day_of_its_warm_up(scope, limits, held):
+    ways = Ways(direct=frozenset({"mx"}), cold_since={"mx": NOW.date()})
+    t = Budgets(SOURCES, ways, empty_at_s=None, law=law(act(ActionKind.LIMIT, **limits, **scope)))
+    for lane in (GMAIL, SMALL):
+        t.grant("s0", lane, 10, 0.0, now=NOW)
+    assert [q["group"] for q in t.status(0.0)["warmup"] if q["is_held"]] == held
+
+
 # -- pools -----------------------------------------------------------------------------------------
 
 
