@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from manta.cli import campaigns, cluster, domains, people, segments, shaping, templates
+from manta.cli import campaigns, cluster, delivery, domains, people, segments, shaping, templates
 from manta.cli.common import Door, complain
 from manta.errors import MantaError
 
@@ -61,6 +61,9 @@ app.add_typer(segments.app, name="segment", help="Audiences: rules about people.
 app.add_typer(templates.app, name="template", help="What mails say.")
 app.add_typer(domains.app, name="domain", help="Sending domains: DKIM keys and DNS records.")
 app.add_typer(campaigns.app, name="campaign", help="One mail to one audience.")
+app.add_typer(
+    delivery.app, name="delivery", help="How the sender stands, what is done about it, its undo."
+)
 app.add_typer(
     shaping.app, name="shaping", help="How providers want mail, and what to do about replies."
 )

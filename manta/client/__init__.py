@@ -319,6 +319,58 @@ class Client:
     def remove_domain(self, domain: str) -> None:
         self._http.send("DELETE", f"/domains/{_host(domain)}")
 
+    # -- delivery ----------------------------------------------------------------------------------
+
+    def delivery(self) -> Document:
+        """How the sender stands: ``reputation`` (rates and held lanes) and ``throttle`` (lanes,
+        pools, warm-up)."""
+        return _document(self._http.get("/delivery"))
+
+    def actions(self, all: bool = False) -> list[Document]:
+        """What is done to protect the sender, the newest first; ``all``: what is over, too."""
+        return list(self._http.pages("/delivery/actions", all=all, limit=PAGE_ROWS))
+
+    def suspend(
+        self,
+        cause: str,
+        *,
+        source: str = "",
+        provider: str = "",
+        sending_domain: str = "",
+        campaign_id: int = 0,
+        duration_s: float = 3_600,
+        rate_per_s: float | None = None,
+    ) -> Document:
+        """Hold back what matches all that is given; with ``rate_per_s`` slow it instead."""
+        scope = {
+            "source": source,
+            "provider": provider,
+            "sending_domain": sending_domain,
+            "campaign_id": campaign_id,
+        }
+        body = {
+            "kind": "suspend" if rate_per_s is None else "limit",
+            "scope": scope,
+            "cause": cause,
+            "duration_s": duration_s,
+            "limits": {"rate_per_s": rate_per_s},
+        }
+        return _document(self._http.post("/delivery/actions", body))
+
+    def undo(self, action: int) -> Document:
+        """End an action; what led to it is not used again."""
+        return _document(self._http.post(f"/delivery/actions/{int(action)}/undo"))
+
+    def rehearse_law(
+        self,
+        shaping: str | None = None,
+        limits: str | None = None,
+        since: datetime | None = None,
+    ) -> Document:
+        """What would have been done on the record of the last days, by these texts if given."""
+        body = {"shaping": shaping, "limits": limits, "since": as_text(since) if since else None}
+        return _document(self._http.post("/delivery/rehearse", body))
+
     # -- shaping -----------------------------------------------------------------------------------
 
     def shaping(self) -> Document:

@@ -21,6 +21,7 @@ from manta import __version__
 from manta.errors import InvalidRequest, MantaError
 from serve_apps.api import (
     campaigns,
+    delivery,
     domains,
     exports,
     imports,
@@ -66,7 +67,18 @@ def create_api(handles: Handles, authenticator: Authenticator, public_url: str) 
     api.state.workshop = Workshop()
     api.state.views = view.Views(handles, public_url)
     api.state.intake = imports.Intake()
-    for room in (imports, exports, people, segments, templates, campaigns, domains, keys, view):
+    for room in (
+        imports,
+        exports,
+        people,
+        segments,
+        templates,
+        campaigns,
+        delivery,
+        domains,
+        keys,
+        view,
+    ):
         api.include_router(room.router)
 
     document = describe(api, PREFIX)
