@@ -131,8 +131,8 @@ def test_looks_come_seldom_where_they_cost_much() -> None:
     shard = Watched(1)
     (hook,) = delivery_hooks(shard.clock)
     assert hook.min_gap_s == hook.settings.min_gap_s
-    hook._cost_s = 0.02
-    assert hook.min_gap_s == 0.02 / hook.settings.cost_share
+    hook._cost_s = 0.002
+    assert hook.min_gap_s == 0.002 / hook.settings.cost_share
     hook._cost_s = 60.0
     assert hook.min_gap_s == hook.settings.max_gap_s
 
