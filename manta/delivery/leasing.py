@@ -31,7 +31,7 @@ from manta.delivery.senders import refuse_older, sender_row
 from manta.errors import InvalidRequest
 from manta.schema import ATTRIBUTE_PREFIX
 
-LEASE_ROWS_MAX = 200
+LEASE_ROWS_MAX = 500
 LEASE_CAMPAIGNS_MAX = 8  # one lease looks into so many campaigns of a class at most
 FOUND_ROWS = 4_000  # due rows that one look finds, for the leases to come
 FOUND_S = 2.0  # how long they may wait there
