@@ -11,7 +11,7 @@ seconds are more than 1.02 × the limit and one burst *sent*, however late each 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from math import ceil
 from typing import NamedTuple
 
@@ -73,9 +73,6 @@ class Gates:
     def items(self) -> Iterable[tuple[GateKey, Gate]]:
         return self._gates.items()
 
-    def __iter__(self) -> Iterator[Gate]:
-        return iter(self._gates.values())
-
     @property
     def is_crowded(self) -> bool:
         return len(self._gates) >= self._sweep_at
@@ -106,10 +103,6 @@ class Gates:
             bucket = Bucket.empty(pace, burst, self._empty_at_s)
         gate = self._gates[key] = Gate(limits, bucket, now_s)
         return gate
-
-    def drop(self, key: GateKey) -> None:
-        """Nothing limits there any more."""
-        self._gates.pop(key, None)
 
     def forget(self, sender: str) -> None:
         for gate in self._gates.values():

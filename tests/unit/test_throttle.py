@@ -23,7 +23,7 @@ from manta.delivery.law import Law
 from manta.delivery.shaping import builtin
 from manta.delivery.throttle import WAIT_SUSPENDED_S_MAX, Budgets
 from manta.delivery.ways import Ways, limits_of
-from manta.errors import InvalidRequest
+from manta.errors import InvalidRequest, Overloaded
 from manta.settings import parse as parse_settings
 
 NOW = datetime(2026, 3, 1, 12)
@@ -307,6 +307,16 @@ def test_lanes_that_are_asked_for_no_more_are_forgotten_but_not_their_debt(monke
         elif number % 100 == 9:  # its bucket is not full yet
             assert t.grant("s0", indebted, 5, now_s).permits == 0
     assert t.status(1000.0)["gates"] < 400
+
+
+def test_there_is_a_most_of_lanes_at_work(monkeypatch):
+    monkeypatch.setattr("manta.delivery.gates.GATES_MAX", 3)
+    t = throttle()
+    t.grant("s0", SMALL, 5, 0.0)
+    t.grant("s0", GMAIL, 5, 0.0)
+    with pytest.raises(Overloaded, match="too many lanes"):
+        t.grant("s0", HOSTED, 5, 0.0)
+    assert t.grant("s0", SMALL, 5, 0.0).permits == 5
 
 
 # -- connections -----------------------------------------------------------------------------------
