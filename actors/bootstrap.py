@@ -26,7 +26,7 @@ from actors.io.dns import DnsClient
 from actors.io.policies import HttpsFetch, Policies
 from actors.io.smtp import DirectConnector, SmtpConnector
 from actors.reputation import ReputationActor
-from actors.resolver import Resolver
+from actors.resolver import Resolver, Returns
 from actors.runtime import Caller, exit_process, node_count, start_actor, stop_actor
 from actors.sender import Ports, Sender, SenderSettings
 from actors.shard import ShardActor, ShardActorSettings
@@ -237,8 +237,19 @@ def build_resolver(settings: Settings) -> Resolver:
     dns = DnsClient(settings.dns, clock)
     policies = Policies(dns, HttpsFetch(dns, private=private), clock)
     base = shaping.builtin()
+    addresses = [source.source_address for source in settings.egress if source.kind == "direct"]
     return Resolver(
-        dns, policies, base, lambda text: shaping.parse(text, base), clock, private=private
+        dns,
+        policies,
+        base,
+        lambda text: shaping.parse(text, base),
+        clock,
+        private=private,
+        returns=Returns(
+            settings.return_path_domain,
+            tuple(address for address in addresses if address),
+            settings.inbox.port > 0,
+        ),
     )
 
 
