@@ -395,7 +395,7 @@ def has_code(line: str) -> bool:
 
 def names_alone(prose: Prose) -> list[str]:
     """Mailbox names without a domain that stand alone on an indented line."""
-    names = []
+    names: list[str] = []
     for line in prose.lines:
         found = _NAME_ALONE.match(line[:200])
         if found and len(names) < RECIPIENTS_MAX:
