@@ -27,6 +27,8 @@ from manta.delivery.feedback import NO_COMPLAINT, NOT_SPAM, feedback_of
 from manta.delivery.mailparts import Fields, Part, parse, split_fields, words_of
 from manta.delivery.observations import BounceClass
 
+__all__ = ["Action", "Arrival", "ArrivalKind", "Original", "Recipient", "read"]
+
 TEXT_CHARACTERS_MAX = 100_000  # of a mail's own text
 RETURNED_FIELDS_MAX = 60
 RETURNED_VALUE_CHARACTERS_MAX = 1_000
