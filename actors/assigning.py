@@ -106,11 +106,10 @@ class Assigner:
         """``unknown_domains``: due, and their site cannot be told now."""
         pools = due_by_pool(self.reports)
         due = {pool: sum(sum(d.values()) for d in of.values()) for pool, of in pools.items()}
-        unknown = sorted(domain for domain, (_, site) in self._sites.items() if site is None)
         return {
             "due": due,
             "unknown_ways_out": sorted(pools.keys() - self._pools.keys()),
-            "unknown_domains": unknown[:DOMAINS_SHOWN],
+            "unknown_domains": sorted(self._unknown_domains())[:DOMAINS_SHOWN],
             "silent_senders": sorted(self._silent()),
         }
 
@@ -241,13 +240,18 @@ class Assigner:
         await self._note_unknown()
         asyncio.get_running_loop().call_soon(self._assign_soon)
 
+    def _unknown_domains(self) -> set[str]:
+        """Domains with due rows of which it has been asked where their mail goes, in vain."""
+        due = {work.domain for report in self.reports.values() for work in report if work.due}
+        return {d for d, (_, site) in self._sites.items() if site is None and d in due}
+
     async def _note_unknown(self) -> None:
         """Say now and then, on the rows of all domains that are not known, why they wait."""
         now_s = self._clock.monotonic()
         if now_s - self._unknown_noted_s < NOTE_EVERY_S:
             return
         self._unknown_noted_s = now_s
-        unknown = tuple(domain for domain, (_, site) in self._sites.items() if site is None)
+        unknown = tuple(self._unknown_domains())
         note = NoteTrouble(tuple(self._pools), UNKNOWN, unknown)
         for shard in list(self.reports) if unknown else ():
             try:

@@ -47,10 +47,10 @@ class LaneSettings:
     hold_every_s: float = 10.0
     hold_soon_s: float = 1.0  # when it has none, or could use more
     idle_s: float = 10.0  # then connections are closed and the lane ends
-    direct_idle_s: float = 1.0  # the same, where thousands of small sites share few connections
+    direct_idle_s: float = 0.3  # the same, where thousands of small sites share few connections
     stalled_s: float = 1.0  # without progress: nothing more is leased
     trouble_pause_s: float = 1.0
-    nobody_engaged_s: float = 5.0  # a source that is being warmed up looks again after this
+    in_vain_s: float = 2.0  # a grant that left out all that is due: so long until the next one
     first_pace_per_s: float = 100.0
     backoff: BackoffPolicy = field(default_factory=BackoffPolicy)
     note_after_failures: int = 5  # about half a minute
@@ -60,7 +60,9 @@ class LaneSettings:
 class LaneRun:
     """The lane's work. ``assign`` wakes it; ``run`` returns when it has been idle for long."""
 
-    def __init__(self, sender: Sender, lane: Lane, site: Site) -> None:
+    def __init__(
+        self, sender: Sender, lane: Lane, site: Site, permits_from_s: float = float("-inf")
+    ) -> None:
         self.lane, self.site = lane, site
         self.settings = sender.settings.lane
         self.domains: tuple[str, ...] | None = None
@@ -75,7 +77,7 @@ class LaneRun:
         self._held = NOT_HELD
         self._held_until_s = float("-inf")
         self._hold_asked_s = float("-inf")
-        self._permits_from_s = float("-inf")
+        self.permits_from_s = permits_from_s
         self._backoff = CALM
         self._noted_s = float("-inf")
         self._again: dict[MessageRef, None] = {}
@@ -124,7 +126,7 @@ class LaneRun:
             "pace_per_s": round(self.pace_per_s, 1),
             "backoff_s": round(self._backoff.wait_s(now_s), 1),
             "connection_failures": self._backoff.failures,
-            "permits_in_s": round(max(0.0, self._permits_from_s - now_s), 1),
+            "permits_in_s": round(max(0.0, self.permits_from_s - now_s), 1),
             "trouble": self.trouble,
         }
 
@@ -169,7 +171,7 @@ class LaneRun:
             return 0.0
         backoff_s = pause_s = self._backoff.wait_s(now_s)
         if not leases.ready:  # no connection is kept open for permits that are far away
-            pause_s = max(pause_s, self._permits_from_s - now_s)
+            pause_s = max(pause_s, self.permits_from_s - now_s)
         if pause_s > 0:
             if backoff_s > self.settings.hold_soon_s and not self._workers:
                 await self._let_go()
@@ -181,8 +183,8 @@ class LaneRun:
             self.has_lease.set()  # whoever waits for one looks at its connection
         if self._is_stalled(now_s) or not (self._is_connected and leases.wants_more(now_s)):
             return self.settings.stalled_s
-        if now_s < self._permits_from_s:
-            return min(self._permits_from_s - now_s, idle_s)
+        if now_s < self.permits_from_s:
+            return min(self.permits_from_s - now_s, idle_s)
         return await self._lease(now_s)
 
     async def _hold(self, now_s: float) -> bool:
@@ -311,7 +313,8 @@ class LaneRun:
     # -- for leases and workers --------------------------------------------------------------------
 
     def no_permits_for(self, seconds: float) -> None:
-        self._permits_from_s = self._clock.monotonic() + seconds
+        """Ask for none before; this outlives the lane, which may end and be assigned again."""
+        self.permits_from_s = self._clock.monotonic() + seconds
 
     def moved(self) -> None:
         """A burst was taken, a lease came or was used up: there may be something to do."""

@@ -102,8 +102,8 @@ class Leases:
         lease_id, rows, more = await self._open(shard, wanted)
         if rows:
             rows -= await self._prepare(lease_id, until_s, dict(grant.bounces))
-        elif grant.warming:
-            self._lane.no_permits_for(self._lane.settings.nobody_engaged_s)
+        elif grant.warming or grant.without:
+            self._lane.no_permits_for(self._lane.settings.in_vain_s)
         if not any(campaign == EVERY_CAMPAIGN for campaign, _ in grant.bounces):
             self._unused += grant.permits - rows
         self._end(shard, more)

@@ -126,6 +126,7 @@ class Sender:
         self._ports: Ports | None = None
         self._sending: Sending | None = None
         self._lanes: dict[Lane, LaneRun] = {}
+        self._permits_from_s: dict[Lane, float] = {}  # of lanes that have ended
         self._tasks: set[asyncio.Task[None]] = set()
         self._journal_wanted = asyncio.Event()
         self._landed = asyncio.Event()  # set and cleared at once: wakes those who wait for an entry
@@ -172,7 +173,8 @@ class Sender:
             taken.append(run is not None or room > 0)
             if run is None and room > 0:
                 room -= 1
-                run = self._lanes[lane] = LaneRun(self, lane, site)
+                from_s = self._permits_from_s.pop(lane, float("-inf"))
+                run = self._lanes[lane] = LaneRun(self, lane, site, from_s)
                 self.spawn(self._run_lane(run))
             if run is not None:
                 run.assign(site, given.domains, given.except_domains, given.due)
@@ -290,7 +292,15 @@ class Sender:
         finally:
             # First out of the table, so that whoever assigns the lane now starts it anew.
             self._lanes.pop(run.lane, None)
+            self._keep_waits(run)
             await run.close(release=not self.ended)
+
+    def _keep_waits(self, run: LaneRun) -> None:
+        """A lane that ends while it waits for permits waits on when it is assigned again."""
+        now_s = self.clock.monotonic()
+        if run.permits_from_s > now_s:
+            waits = self._permits_from_s | {run.lane: run.permits_from_s}
+            self._permits_from_s = {lane: s for lane, s in waits.items() if s > now_s}
 
     # -- taking over -------------------------------------------------------------------------------
 
