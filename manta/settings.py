@@ -16,6 +16,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from manta.errors import InvalidRequest
 
+WEBHOOK_PROVIDERS = ("ses", "sendgrid", "mailgun", "postmark", "generic")
 WORKSPACE_NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
 
 
@@ -94,6 +95,36 @@ class InboxSettings:
 
 
 @dataclass(frozen=True)
+class WebhookSettings:
+    """A provider that reports bounces and complaints to ``/webhooks/<provider>``.
+
+    ``secret_env`` names the variable with what proves its requests (several, separated by blanks,
+    while one replaces another): the verification key of SendGrid, the signing key of Mailgun,
+    ``user:password`` or the text of a header for Postmark, ``whsec_…`` for generic. SES has none:
+    ``topics`` are the ARNs of the SNS topics that are taken.
+    """
+
+    provider: str
+    secret_env: str = ""
+    topics: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.provider not in WEBHOOK_PROVIDERS:
+            raise InvalidRequest(
+                f"no provider of webhooks {self.provider!r:.40}",
+                path="webhooks.provider",
+                expected=", ".join(WEBHOOK_PROVIDERS),
+            )
+        wanted = "topics" if self.provider == "ses" else "secret_env"
+        if not getattr(self, wanted):
+            raise InvalidRequest(
+                f"webhooks of {self.provider} lack {wanted}: anybody could send them",
+                path=f"webhooks.{wanted}",
+                expected="the ARNs of SNS topics" if self.provider == "ses" else "a variable",
+            )
+
+
+@dataclass(frozen=True)
 class HttpSettings:
     host: str = "127.0.0.1"
     port: int = 8000
@@ -126,6 +157,7 @@ class Settings:
     http: HttpSettings = field(default_factory=HttpSettings)
     dns: DnsSettings = field(default_factory=DnsSettings)
     inbox: InboxSettings = field(default_factory=InboxSettings)
+    webhooks: tuple[WebhookSettings, ...] = ()
 
     def __post_init__(self) -> None:
         if not WORKSPACE_NAME.fullmatch(self.workspace):

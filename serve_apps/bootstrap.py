@@ -61,6 +61,14 @@ async def build_ingest(settings: Settings, handles: Handles) -> App:
     return create_ingest(handles, authenticator, _incarnation(), SystemRandom())
 
 
+async def build_webhooks(settings: Settings, handles: Handles) -> App:
+    from serve_apps.links import LinkKeys
+    from serve_apps.webhooks import create_webhooks, fetch, sources_of
+
+    keys = LinkKeys(handles.catalog, settings.workspace, handles.clock)
+    return create_webhooks(handles, keys, sources_of(settings.webhooks, os.environ), fetch)
+
+
 async def build_api(settings: Settings, handles: Handles) -> App:
     from serve_apps.api import create_api
     from serve_apps.auth import Authenticator
@@ -85,6 +93,7 @@ def apps(settings: Settings) -> list[AppSpec]:
         AppSpec("ingest", "/v1/events", build_ingest, ongoing_max=500, queued_max=1_000),
         AppSpec("api", "/v1", build_api),
         AppSpec("console", "/console", build_console),
+        *([AppSpec("webhooks", "/webhooks", build_webhooks)] if settings.webhooks else []),
     ]
 
 
