@@ -124,7 +124,11 @@ class Worker:
             worn, self._connection = self._connection, None
             await worn.quit()
         lane = self._lane
-        opened = await self._sender.ports.connect(lane.lane, lane.site, lane.held)
+        try:
+            opened = await self._sender.ports.connect(lane.lane, lane.site, lane.held)
+        except Exception as error:  # nothing is on the wire: whatever it is, other lanes go on
+            logger.exception("%s cannot connect on %s", self._sender.name, lane.lane)
+            opened = Reply(Verdict.NOT_SENT, 0, f"{type(error).__name__}: {error}")
         if isinstance(opened, Reply):
             lane.unreached(opened)
             return False

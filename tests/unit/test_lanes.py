@@ -14,6 +14,7 @@ from manta.delivery.observations import Seen
 from manta.delivery.planning import ExpireRows
 from manta.delivery.replies import Reply, Verdict, classify
 from manta.delivery.retry import BackoffPolicy
+from manta.delivery.throttle import Connections
 from manta.delivery.transaction import Envelope
 from tests.unit.sender_house import LANE, NOT_SENT, QUICK, SITE, House, people
 
@@ -256,3 +257,20 @@ async def test_new_connections_go_to_the_site_as_it_is_now() -> None:
         house.assigns = lambda shards: [given._replace(site=moved)]
         await house.until_states(accepted=2)
     assert house.server.connected[-1][1] == moved
+
+
+async def test_a_fault_while_connecting_is_the_lanes_own() -> None:
+    house = Direct(mailboxes("a.example", "b.example"), shards=1)
+    connect = house.connect
+
+    async def faulty(lane: Lane, site: Site, held: Connections) -> object:
+        if site.name == "mx.a.example":
+            raise ZeroDivisionError("a bug")
+        return await connect(lane, site, held)
+
+    house.connect = faulty
+    async with house.running() as sender:
+        await house.until_states(accepted=5, planned=5)
+        lanes = {lane["site"]: lane["trouble"] for lane in (await sender.status())["lanes"]}
+        assert "a bug" in lanes["mx.a.example"]
+    assert not house.ended
