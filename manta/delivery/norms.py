@@ -15,7 +15,7 @@ from functools import cached_property, lru_cache
 from importlib import resources
 from typing import Any
 
-from manta.delivery.windows import PLACES, SPANS, z_of
+from manta.delivery.windows import CAMPAIGN_SPANS, PLACES, SPANS, z_of
 from manta.errors import InvalidRequest
 
 TEXT_BYTES_MAX = 65_536
@@ -147,6 +147,8 @@ def _measure(values: Mapping[str, Any], path: str) -> Measure:
     assert isinstance(measure, Measure)
     if measure.span not in SPANS:
         raise _wrong(f"{path}.span", "is no span", ", ".join(SPANS))
+    if measure.blames and measure.span not in CAMPAIGN_SPANS:
+        raise _wrong(f"{path}.span", "is too short to blame somebody", ", ".join(CAMPAIGN_SPANS))
     for name in ("bad", "of"):
         unknown = [column for column in getattr(measure, name) if column not in PLACES]
         if unknown or not getattr(measure, name):

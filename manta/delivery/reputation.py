@@ -229,6 +229,8 @@ class Reputation:
             return  # something has been done about it just now
         stopped = self._stopped(draft, lane)
         verdict = self._judge.worst(lane, stopped, draft.now_s)
+        if verdict is None and course.phase is Phase.FREE:
+            return
         sight = self._sight(course, draft.now_s)
         if verdict is not None:
             self._tighten(draft, course, verdict, sight, stopped)
@@ -405,8 +407,7 @@ class Reputation:
     def _goes_on(self, unit: Unit, now_s: float) -> bool:
         window = self.windows.get(unit)
         return (
-            window is not None
-            and window.since("hour", now_s)[PLACES["accepted"]] >= PARDON_MESSAGES
+            window is not None and window.since("day", now_s)[PLACES["accepted"]] >= PARDON_MESSAGES
         )
 
     def _lanes_of(self, action: Action) -> list[Unit]:

@@ -9,7 +9,7 @@ from manta.clock import as_text
 from manta.delivery.norms import Norms
 from manta.delivery.reputation import Reputation
 from manta.delivery.verdicts import Figures, proven_level
-from manta.delivery.windows import SPANS, Unit, Window, seconds, wilson_bounds
+from manta.delivery.windows import DOMAIN_SPANS, Unit, Window, seconds, wilson_bounds
 
 WINDOWS_SHOWN = 500
 
@@ -65,11 +65,12 @@ def _window(unit: Unit, window: Window, norms: Norms, now_s: float) -> dict[str,
         "source": unit.source,
         "provider": unit.provider,
         "sending_domain": unit.sending_domain,
-        "pace_per_s": round(window.pace_per_s(now_s), 3),
-        "counts": {span: window.shown(span, now_s) for span in SPANS if span != "minutes"},
+        "pace_per_s": round(window.pace_per_s(now_s), 3) if unit == unit.lane else None,
+        "counts": {span: window.shown(span, now_s) for span in DOMAIN_SPANS},
         "rates": {
             name: _rate(Figures.of(window, measure, now_s), name, norms)
             for name, measure in norms.measures.items()
+            if measure.span in window.spans
         },
     }
 

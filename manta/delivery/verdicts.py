@@ -47,6 +47,8 @@ class Figures:
         total, since = window.total(measure.span, now_s), window.since(measure.span, now_s)
         figures = [_sum(total, bad), _sum(total, base), _sum(since, bad), _sum(since, base)]
         for other in without:
+            if measure.span not in other.spans:
+                continue  # too short to be theirs: it is about the way out
             total, since = other.total(measure.span, now_s), other.since(measure.span, now_s)
             theirs = (_sum(total, bad), _sum(total, base), _sum(since, bad), _sum(since, base))
             figures = [max(0, mine - their) for mine, their in zip(figures, theirs, strict=True)]
@@ -156,7 +158,9 @@ class Judge:
         found: Verdict | None = None
         for unit, window, without in self._judged(lane, stopped):
             for measure in self._norms.measures.values():
-                if (unit.sending_domain or unit.campaign_id) and not measure.blames:
+                if not (measure.blames or unit == lane) or not window.may_have(
+                    measure.span, measure.bad_places, measure.events_min
+                ):
                     continue
                 figures = Figures.of(window, measure, now_s, without)
                 level = level_of(figures, measure, self._norms.z, window.is_pardoned)

@@ -24,7 +24,7 @@ from typing import NamedTuple, TypeVar
 
 from manta.delivery.observations import BounceClass, Observed, Seen
 
-UNITS_MAX = 20_000
+UNITS_MAX = 10_000
 PACE_SPAN_S = 60.0  # the pace of a lane is what it did within this time
 _Key = TypeVar("_Key")
 _EPOCH = datetime(1970, 1, 1)
@@ -45,6 +45,7 @@ PLACES = {name: place for place, name in enumerate(COLUMNS)}
 _GREYLISTED = "Greylisted"  # manta.delivery.classification.Category
 ATTEMPTED = ("accepted", "deferred", "greylisted", *(f"failed_{name}" for name in _CLASSES))
 _ATTEMPT_PLACES = frozenset(PLACES[name] for name in ATTEMPTED)
+_NOTHING = [0] * len(COLUMNS)
 
 
 class Span(NamedTuple):
@@ -60,6 +61,11 @@ SPANS = {
 }
 
 
+# What is kept of each kind of unit: lanes are judged by all spans, who sends only by the long ones.
+DOMAIN_SPANS = ("hour", "day", "week")
+CAMPAIGN_SPANS = ("day", "week")
+
+
 class Unit(NamedTuple):
     """Whose window it is: of a lane alone, of a sending domain in it, or of a campaign in it."""
 
@@ -71,6 +77,12 @@ class Unit(NamedTuple):
     @property
     def lane(self) -> Unit:
         return Unit(self.source, self.provider)
+
+    @property
+    def spans(self) -> Iterable[str]:
+        if self.campaign_id:
+            return CAMPAIGN_SPANS
+        return DOMAIN_SPANS if self.sending_domain else SPANS
 
 
 def seconds(instant: datetime) -> float:
@@ -94,52 +106,77 @@ def column_of(observed: Observed) -> int | None:
 
 
 class _Sliding:
-    """One span: totals, and the part of them since the mark."""
+    """One span: totals, and the part of them since the mark.
+
+    Of a bucket it is known by its number whether it lies before or after the mark; of the one in
+    which the mark lies, the part after it is kept apart.
+    """
+
+    __slots__ = ("_buckets", "_edge", "_mark", "_numbers", "_slid", "_span", "since", "total")
 
     def __init__(self, span: Span) -> None:
         self._span = span
         self._numbers: list[int] = []  # of buckets, ascending
-        self._buckets: dict[int, tuple[list[int], list[int]]] = {}
+        self._buckets: dict[int, list[int]] = {}
+        self._slid = 0  # the bucket that was the present one when it slid last
+        self._mark = -1  # the bucket of the mark
+        self._edge = [0] * len(COLUMNS)  # seen in that bucket, after the mark
         self.total = [0] * len(COLUMNS)
         self.since = [0] * len(COLUMNS)
 
     def add(self, at_s: float, now_s: float, column: int, count: int, is_since: bool) -> None:
         self.slide(now_s)
         number = int(at_s // self._span.grain_s)
-        if number <= self._oldest_out(now_s):
-            return
         bucket = self._buckets.get(number)
         if bucket is None:
-            bucket = self._buckets[number] = ([0] * len(COLUMNS), [0] * len(COLUMNS))
+            if number <= self._oldest_out():
+                return
+            bucket = self._buckets[number] = [0] * len(COLUMNS)
             if not self._numbers or number > self._numbers[-1]:
                 self._numbers.append(number)
             else:
                 insort(self._numbers, number)
-        bucket[0][column] += count
+        bucket[column] += count
         self.total[column] += count
         if is_since:
-            bucket[1][column] += count
             self.since[column] += count
+            if number == self._mark:
+                self._edge[column] += count
 
     def slide(self, now_s: float) -> None:
         """Forget the buckets that have left the span."""
-        oldest_out = self._oldest_out(now_s)
+        present = int(now_s // self._span.grain_s)
+        if present <= self._slid:
+            return
+        self._slid = present
+        oldest_out = self._oldest_out()
         gone = 0
         for number in self._numbers:
             if number > oldest_out:
                 break
-            total, since = self._buckets.pop(number)
-            for column, count in enumerate(total):
+            counts = self._buckets.pop(number)
+            since = self._since_of(number, counts)
+            for column, count in enumerate(counts):
                 self.total[column] -= count
                 self.since[column] -= since[column]
             gone += 1
         if gone:
             del self._numbers[:gone]
 
-    def mark(self) -> None:
+    def mark(self, at_s: float) -> None:
+        self._mark = int(at_s // self._span.grain_s)
+        self._edge = [0] * len(COLUMNS)
         self.since = [0] * len(COLUMNS)
-        for number, (total, _) in self._buckets.items():
-            self._buckets[number] = (total, [0] * len(COLUMNS))
+        for number in reversed(self._numbers):
+            if number <= self._mark:
+                break
+            for column, count in enumerate(self._buckets[number]):
+                self.since[column] += count
+
+    def _since_of(self, number: int, counts: list[int]) -> list[int]:
+        if number > self._mark:
+            return counts
+        return self._edge if number == self._mark else _NOTHING
 
     def recent(self, after_s: float) -> Iterator[tuple[float, list[int]]]:
         """When each bucket from an instant on begins, and its counts; the newest first."""
@@ -147,18 +184,26 @@ class _Sliding:
         for number in reversed(self._numbers):
             if number < first:
                 return
-            yield number * self._span.grain_s, self._buckets[number][0]
+            yield number * self._span.grain_s, self._buckets[number]
 
-    def _oldest_out(self, now_s: float) -> int:
-        span = self._span
-        return int(now_s // span.grain_s) - span.length_s // span.grain_s
+    def _oldest_out(self) -> int:
+        return self._slid - self._span.length_s // self._span.grain_s
 
 
 class Window:
-    """All spans of one unit."""
+    """Some or all spans of one unit; of a lane, all."""
 
-    def __init__(self) -> None:
-        self._spans = {name: _Sliding(span) for name, span in SPANS.items()}
+    __slots__ = (
+        "_first_at_s",
+        "_spans",
+        "ever",
+        "is_pardoned",
+        "last_at_s",
+        "marked_at_s",
+    )
+
+    def __init__(self, spans: Iterable[str] = SPANS) -> None:
+        self._spans = {name: _Sliding(SPANS[name]) for name in spans}
         self.ever = [0] * len(COLUMNS)  # since this process began; never goes down
         self.marked_at_s = -math.inf
         self.is_pardoned = False  # the mark is an undo: only what came since is judged
@@ -176,7 +221,7 @@ class Window:
 
     def mark(self, at_s: float, is_pardoned: bool = False) -> None:
         for sliding in self._spans.values():
-            sliding.mark()
+            sliding.mark(at_s)
         self.marked_at_s = at_s
         self.is_pardoned = is_pardoned
 
@@ -187,6 +232,16 @@ class Window:
     def since(self, span: str, now_s: float) -> list[int]:
         self._spans[span].slide(now_s)
         return self._spans[span].since
+
+    @property
+    def spans(self) -> Iterable[str]:
+        return self._spans
+
+    def may_have(self, span: str, places: Iterable[int], least: int) -> bool:
+        """Whether it can have so many in these columns since the mark: a cheap look that is never
+        wrong when it says no."""
+        since = self._spans[span].since
+        return sum(since[place] for place in places) >= least
 
     def pace_per_s(self, now_s: float) -> float:
         """Attempts per second within the last minute, or since the first one where that is
@@ -282,7 +337,7 @@ class Windows:
     def _window(self, unit: Unit) -> Window:
         window = self._windows.pop(unit, None)
         if window is None:
-            window = Window()
+            window = Window(unit.spans)
             mark = self._marks.get(unit.lane)
             if mark is not None:
                 window.mark(mark.at_s, mark.is_pardoned)

@@ -287,6 +287,7 @@ def test_an_operator_replaces_single_values() -> None:
         ("[measures.complaints]\nwarn = -1", "measures.complaints.warn"),
         ('[measures.complaints]\nwarn = "0.1"', "measures.complaints.warn"),
         ('[measures.complaints]\nspan = "year"', "measures.complaints.span"),
+        ('[measures.complaints]\nspan = "minutes"', "measures.complaints.span"),
         ('[measures.complaints]\nbad = ["opened_twice"]', "measures.complaints.bad"),
         ('[measures.complaints]\nof = ["accepted", "opened"]', "measures.complaints.of"),
         ("[measures.complaints]\nmessages_min = 0", "measures.complaints.messages_min"),
