@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from manta.delivery.arrivals import read
-from manta.delivery.classification import rules
+from manta.delivery.classification import normal, rules
 
 AIM_PER_S = 305.0  # what Sisimai 5, the best known decoder, publishes for one core
 AIM_REPLY_US = 50.0
@@ -52,7 +52,7 @@ def main() -> None:
             read(raw)
         between = time.process_time()
         for reply in replies:
-            rules().classify(0, reply)
+            rules().classify(0, *normal(reply))
         per_s.append(len(raws) / (between - begin))
         after = time.process_time()
         for raw in raws:

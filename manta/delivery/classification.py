@@ -157,8 +157,8 @@ class Rules:
         """The numbers of the patterns that match, counted through all rules in order."""
         return sorted(self._set.Match(normalised) or ())
 
-    def classify(self, code: int, text: str) -> Classified:
-        normalised, enhanced = normal(text)
+    def classify(self, code: int, normalised: str, enhanced: str) -> Classified:
+        """What a reply means that `normal` has read."""
         category, words = self._category(code or basic_code(normalised), normalised, enhanced)
         meaning = MEANINGS[category]
         permanent = is_permanent(code, normalised, enhanced)
@@ -192,6 +192,10 @@ _CONTINUED = re.compile(r"(?<=.) [245]\d\d[- ](?:#?[245]\.\d{1,3}\.\d{1,3} )?(?=
 _ADDRESS = re.compile(r"[^\s<>@:;,()\[\]]{1,64}@[^\s<>@:;,()\[\]]{1,255}")
 _ENHANCED = re.compile(r"(?<![\d.])([245]\.\d{1,2}\.\d{1,3})(?!\.?\d)")
 _BASIC = re.compile(r"^(?:[a-z0-9-]{1,20}; ?)?(?:smtp (?:error )?(?:code )?)?\(?#?([245]\d\d)\b")
+# What differs from reply to reply and says nothing: without it most replies are known ones.
+_IP = re.compile(r"(?<![\d.])\d{1,3}(?:\.\d{1,3}){3}(?![\d.]*\d)")
+_ID = re.compile(r"\b(?=[a-z_-]{0,40}\d)[a-z0-9_-]{10,80}\b")
+_NUMBER = re.compile(r"(?<![\w.])(?![245]\d\d(?!\d))\d+(?![\w.]*\w)")
 _QUOTES = str.maketrans("", "", "'\"`’‘“”´")
 
 
@@ -199,16 +203,19 @@ def normal(text: str) -> tuple[str, str]:
     """The reply as rules read it, and its enhanced code or "".
 
     In lower case on one line, without quotes; addresses are a lone "@", so that nobody's name is
-    taken for a reason; codes repeated on continued lines (RFC 5321 §4.2.1) are left out."""
+    taken for a reason; codes repeated on continued lines (RFC 5321 §4.2.1) are left out; IP
+    addresses, ids and numbers are all alike."""
     line = " ".join(text[:TEXT_CHARACTERS_MAX].split()).lower().translate(_QUOTES)
     said = _SAID.search(line)
     if said:
         line = line[said.end() :]
-    line = _ADDRESS.sub("@", line)
+    if "@" in line:
+        line = _ADDRESS.sub("@", line)
     enhanced = _ENHANCED.search(line)
     first = _BASIC.match(line) or _CONTINUED.search(line)
     if first:
         line = line[: first.end()] + _CONTINUED.sub(" ", line[first.end() :])
+    line = _NUMBER.sub("10", _ID.sub("#", _IP.sub("192.0.2.1", line)))
     return line, enhanced.group(1) if enhanced else ""
 
 
@@ -230,7 +237,12 @@ def classify_reply(code: int, text: str) -> Classified:
     ``code`` is the basic code, or 0 where none is known: the text's own codes then decide, and a
     refusal without any code counts as permanent. Never raises.
     """
-    return rules().classify(code, text)
+    return _known(code, *normal(text))
+
+
+@functools.lru_cache(maxsize=CACHED_REPLIES)
+def _known(code: int, normalised: str, enhanced: str) -> Classified:
+    return rules().classify(code, normalised, enhanced)
 
 
 def load(document: dict[str, Any]) -> Rules:

@@ -161,7 +161,8 @@ def test_nothing_else_kills_an_address(text: str) -> None:
             "450 4.2.2 bobs box <@> full",
             "4.2.2",
         ),
-        ("blocked 5.1.1.1 by us", "blocked 5.1.1.1 by us", ""),
+        ("blocked 5.1.1.1 by us", "blocked 192.0.2.1 by us", ""),
+        ("550 seen 17 times x1-2002a170b-9 (S775)", "550 seen 10 times # (s775)", ""),
         ("SMTP; 550 (#5.1.1)", "smtp; 550 (#5.1.1)", "5.1.1"),
     ],
 )
