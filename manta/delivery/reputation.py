@@ -473,9 +473,9 @@ def _check_action(
         )
     if kind is ActionKind.PAUSE and not scope.campaign_id:
         raise InvalidRequest("no campaign is named", path="scope.campaign_id")
-    if kind is ActionKind.LIMIT and (limits == Narrower() or scope.campaign_id):
+    if kind is ActionKind.LIMIT and limits == Narrower():
         raise InvalidRequest(
-            "a limit narrows lanes", path="limits", expected="a rate or connections, no campaign"
+            "a limit says nothing", path="limits", expected="a rate, connections, or both"
         )
     for name in ("source", "provider", "site", "sending_domain"):
         text = getattr(scope, name)

@@ -226,7 +226,6 @@ def test_what_cannot_be_undone_says_why() -> None:
         (ActionKind.PAUSE, Scope(provider="google"), Narrower(), 60, "x"),
         (ActionKind.PAUSE, Scope(campaign_id=7, source="a"), Narrower(), 60, "x"),
         (ActionKind.LIMIT, Scope(source="a"), Narrower(), 60, "x"),
-        (ActionKind.LIMIT, Scope(campaign_id=7), Narrower(rate_per_s=1), 60, "x"),
         (ActionKind.SUSPEND, Scope(source="a"), Narrower(), 0, "x"),
         (ActionKind.SUSPEND, Scope(source="a"), Narrower(), 1e9, "x"),
         (ActionKind.SUSPEND, Scope(source="a"), Narrower(), 60, " "),

@@ -148,7 +148,7 @@ def test_what_is_wrong_is_named(client: Client) -> None:
         ({"duration_s": 1e12}, "duration_s"),
         ({"campaign_id": -1}, "campaign_id"),
         ({"provider": "x" * 300}, "provider"),
-        ({"campaign_id": 7, "rate_per_s": 1.0}, "limits"),
+        ({"rate_per_s": -1.0}, "rate_per_s"),
         ({"cause": " "}, "cause"),
     ):
         asked: dict[str, Any] = {"cause": "why"} | fields
