@@ -1,8 +1,8 @@
 """Cursor pages: ``{"items": […], "next": "…" | null}``.
 
 A cursor is an opaque text that says where the next page begins. It is not secret and not signed: it
-holds only positions in an order (ids and shard numbers), is checked for kind, length and types
-before use, and reaches SQL as bound values alone.
+holds only a position in an order (ids, shard numbers, an address), is checked for kind, length and
+types before use, and reaches SQL as bound values alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from manta.errors import InvalidRequest
 
-CURSOR_LENGTH_MAX = 400
+CURSOR_LENGTH_MAX = 4_000
 
 
 def write_cursor(kind: str, position: Sequence[int | str]) -> str:

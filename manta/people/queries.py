@@ -10,7 +10,8 @@ import pyarrow as pa
 from manta.command import Context, Database
 from manta.errors import InvalidRequest
 from manta.people.consents import address_kind
-from manta.people.identities import CONFIRMED, compared
+from manta.people.identities import CONFIRMED, EMAIL, compared
+from manta.people.suppressions import holder
 from manta.rules.loading import columns_of_profiles
 from manta.rules.scope import without_unknown
 from manta.rules.sql import compile_sql
@@ -140,9 +141,58 @@ def suppression(database: Database, context: Context, arguments: Mapping[str, An
     return str(found[0][0]) if found else None
 
 
+def suppressions_page(
+    database: Database, context: Context, arguments: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """The suppressions that hold now, by channel and address: the next ``limit`` ``after`` one.
+
+    ``channel`` and ``reason``, if given, are equal; ``contains`` is a part of the address.
+    """
+    limit, after = int(arguments["limit"]), arguments.get("after") or ("", "")
+    if not 0 < limit <= PAGE_ROWS_MAX:
+        raise InvalidRequest(
+            f"a page of {limit} rows", path="limit", expected=f"1 to {PAGE_ROWS_MAX}"
+        )
+    sql = f"{_SUPPRESSIONS} AND (channel, address) > (?, ?)"
+    params: list[Any] = [context.now, *after]
+    for name in ("channel", "reason"):
+        if arguments.get(name) is not None:
+            sql += f" AND {name} = ?"
+            params.append(arguments[name])
+    if arguments.get("contains"):
+        sql += " AND contains(address, ?)"
+        params.append(compared(EMAIL, arguments["contains"]))
+    sql += " ORDER BY channel, address LIMIT ?"
+    rows: list[dict[str, Any]] = database.table(sql, [*params, limit]).to_pylist()
+    return rows
+
+
+def suppression_of(
+    database: Database, context: Context, arguments: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What is known of an ``address`` of a ``channel`` here: the ``suppression`` that holds, or
+    ``None``, and the ``holder``."""
+    channel = str(arguments["channel"])
+    address = compared(address_kind(channel), str(arguments["address"]))
+    found = database.table(
+        f"{_SUPPRESSIONS} AND channel = ? AND address = ?", [context.now, channel, address]
+    ).to_pylist()
+    return {
+        "suppression": found[0] if found else None,
+        "holder": holder(database, channel, address),
+    }
+
+
+_SUPPRESSIONS = (
+    "SELECT channel, address, reason, source, evidence, created_at, expires_at FROM suppressions"
+    " WHERE (expires_at IS NULL OR expires_at > ?)"
+)
+
 QUERIES = {
     "audience_page": audience_page,
     "identities": identities,
     "person": person,
     "suppression": suppression,
+    "suppression_of": suppression_of,
+    "suppressions_page": suppressions_page,
 }

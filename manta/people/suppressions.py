@@ -28,6 +28,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from manta.command import Change, Context, Database, Decision, Op, Push
+from manta.errors import InvalidRequest
 from manta.ids import NOBODY
 from manta.people.consents import (
     CHANNELS,
@@ -38,7 +39,7 @@ from manta.people.consents import (
     revocations,
 )
 from manta.people.history import compact_json, recorded, rows_of, upserted
-from manta.people.identities import compared
+from manta.people.identities import EMAIL, compared
 from manta.schema import SUPPRESSIONS
 
 HARD_BOUNCE = "hard_bounce"
@@ -52,10 +53,23 @@ UNSUBSCRIBED = "unsubscribed"  # stops marketing only (``manta.delivery.campaign
 GRAVITY = {UNSUBSCRIBED: 0, SOFT_BOUNCES: 1, MANUAL: 2, HARD_BOUNCE: 3, COMPLAINT: 4}
 
 
+MANY_MAX = 1_000  # addresses of one command
+
+
 class Stop(NamedTuple):
     """Why an address gets nothing, and until when (``None``: for ever)."""
 
     reason: str
+    expires_at: datetime | None = None
+
+
+class Row(NamedTuple):
+    """A suppression of a list. ``address`` in its compared form."""
+
+    address: str
+    reason: str
+    source: str
+    evidence: str = ""
     expires_at: datetime | None = None
 
 
@@ -149,6 +163,56 @@ class Suppress:
     def repeat(self, database: Database, context: Context) -> SuppressionChanged:
         """The answer when the key has been committed before: who has the address."""
         return _unchanged(self, database)
+
+
+@dataclass(frozen=True)
+class ManyChanged:
+    """``holders``: who has each of the addresses that somebody has; see ``SuppressionChanged``."""
+
+    changed: int
+    holders: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class SuppressMany:
+    """``Suppress`` for a whole list of e-mail addresses, as of an import; each address once."""
+
+    key: str | None
+    rows: tuple[Row, ...]
+
+    def decide(self, database: Database, context: Context) -> Decision:
+        holders = self._holders(database)
+        wanted = [
+            Wanted(
+                row.address,
+                holders.get(row.address),
+                Stop(row.reason, row.expires_at),
+                row.source,
+                row.evidence,
+            )
+            for row in self.rows
+        ]
+        done = suppressing(database, context, wanted)
+        changed = done.changes[0].rows.num_rows if done.changes else 0
+        answer = ManyChanged(changed, tuple(holders.items()))
+        return Decision(answer, done.changes, done.pushes)
+
+    def repeat(self, database: Database, context: Context) -> ManyChanged:
+        """The answer when the key has been committed before: who has the addresses."""
+        return ManyChanged(0, tuple(self._holders(database).items()))
+
+    def _holders(self, database: Database) -> dict[str, int]:
+        if not 0 < len(self.rows) <= MANY_MAX:
+            raise InvalidRequest(
+                f"{len(self.rows)} suppressions", path="rows", expected=f"1 to {MANY_MAX:,}"
+            )
+        return dict(
+            database.rows(
+                "SELECT value, subscriber_id FROM identities"
+                " WHERE kind = ? AND value IN (SELECT unnest(?::VARCHAR[]))",
+                [EMAIL, [row.address for row in self.rows]],
+            )
+        )
 
 
 @dataclass(frozen=True)

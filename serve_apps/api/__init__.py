@@ -28,6 +28,7 @@ from serve_apps.api import (
     keys,
     people,
     segments,
+    suppressions,
     templates,
     view,
 )
@@ -72,6 +73,7 @@ def create_api(handles: Handles, authenticator: Authenticator, public_url: str) 
         exports,
         people,
         segments,
+        suppressions,
         templates,
         campaigns,
         delivery,

@@ -1,23 +1,22 @@
-"""Subscribers: who they are, what they agreed to, and whom not to write to."""
+"""Subscribers: who they are and what they agreed to."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Query, Response
 from pydantic import Field
 
 from actors.handles import Handles
 from manta.command import Repeated
 from manta.errors import InvalidRequest, MantaError
 from manta.ids import encode_id
-from manta.people.commands import Consent, LiftSuppression, SetConsent, Suppress, Unsubscribe
-from manta.people.identities import EMAIL, KINDS, compared
+from manta.people.commands import Consent, SetConsent, Unsubscribe
+from manta.people.identities import KINDS
 from serve_apps import reads
 from serve_apps.api.wiring import Key, Ports, SubscriberId, needs
-from serve_apps.auth import Caller
-from serve_apps.bodies import Body, instant
+from serve_apps.bodies import Body
 from serve_apps.limits import BATCH_ITEMS_MAX, CALL_DEADLINE_S
 from serve_apps.problems import as_item
 from serve_apps.upserts import Row, Upserts, upsert_rows
@@ -58,14 +57,6 @@ class ChangedConsent(GivenConsent):
 class Unsubscription(Body):
     topic: str | None = Field(None, max_length=200, description="All topics if absent.")
     source: str = Field("api", max_length=200)
-
-
-class NewSuppression(Body):
-    channel: str = "email"
-    address: str = Field(max_length=320)
-    reason: str = Field("manual", max_length=200)
-    evidence: str | None = Field(None, max_length=1_000)
-    expires_at: str | None = Field(None, max_length=40, description="RFC 3339; never if absent.")
 
 
 class NewAttributes(Body):
@@ -182,51 +173,6 @@ async def _changed(ports: Handles, subscriber_id: int, command: Any) -> dict[str
     if isinstance(answer, Repeated):
         return {"id": encode_id(subscriber_id), "changed": 0, "repeated": True}
     return {"id": encode_id(answer.subscriber_id), "changed": answer.changed}
-
-
-@router.post("/suppressions", dependencies=[WRITE], status_code=201, summary="Suppress an address")
-async def suppress(
-    body: NewSuppression, ports: Ports, key: Key, request: Request
-) -> dict[str, Any]:
-    """Nothing is sent to it any more on this channel, whoever has it."""
-    caller: Caller = request.state.caller
-    command = Suppress(
-        key,
-        body.channel,
-        body.address,
-        body.reason,
-        f"api:{caller.key_id}",
-        body.evidence,
-        instant(body.expires_at, "expires_at"),
-    )
-    return {"changed": await _on_address(ports, body.channel, body.address, command)}
-
-
-@router.delete(
-    "/suppressions/{channel}/{address}", dependencies=[WRITE], summary="Lift a suppression"
-)
-async def lift(
-    channel: str, address: str, ports: Ports, key: Key, request: Request
-) -> dict[str, Any]:
-    """Consent is another matter and stays as it is."""
-    caller: Caller = request.state.caller
-    command = LiftSuppression(key, channel, address, f"api:{caller.key_id}")
-    return {"changed": await _on_address(ports, channel, address, command)}
-
-
-async def _on_address(ports: Handles, channel: str, address: str, command: Any) -> bool:
-    """In the shard of the address, and in that of the person who has it, if it is another."""
-    kind = EMAIL if channel == "email" else "phone" if channel == "sms" else channel
-    shard = ports.shards.of_identity(kind, compared(kind, address))
-    answer = await ports.shards.execute(shard, command, CALL_DEADLINE_S)
-    if isinstance(answer, Repeated):
-        return False
-    changed = bool(answer.changed)
-    if answer.subscriber_id is not None:
-        home = ports.shards.of_subscriber(answer.subscriber_id)
-        if home != shard:
-            await ports.shards.execute(home, command, CALL_DEADLINE_S)
-    return changed
 
 
 @router.get("/attributes", dependencies=[READ], summary="The attributes that people can have")
