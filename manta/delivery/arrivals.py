@@ -21,17 +21,17 @@ from typing import Any, NamedTuple
 
 import re2
 
-from manta.delivery import bounce
-from manta.delivery.bounce import Action, Prose, Recipient
-from manta.delivery.feedback import NO_COMPLAINT, NOT_SPAM, feedback_of
+from manta.delivery import bounce, bounce_prose
+from manta.delivery.bounce import Action, Recipient, first_address
+from manta.delivery.bounce_prose import Prose
+from manta.delivery.feedback import NO_COMPLAINT, NOT_SPAM, feedback_of, is_redacted
 from manta.delivery.mailparts import Fields, Part, parse, split_fields, words_of
 from manta.delivery.observations import BounceClass
+from manta.delivery.original import Original, original_of
 
 __all__ = ["Action", "Arrival", "ArrivalKind", "Original", "Recipient", "read"]
 
 TEXT_CHARACTERS_MAX = 100_000  # of a mail's own text
-RETURNED_FIELDS_MAX = 60
-RETURNED_VALUE_CHARACTERS_MAX = 1_000
 _WORDING_CHARACTERS_MAX = 4_000  # of a text in which wordings are looked for
 
 
@@ -46,16 +46,6 @@ class ArrivalKind(StrEnum):
     CHALLENGE = "challenge"  # asks the sender to confirm
     READ_RECEIPT = "read_receipt"  # RFC 8098
     OTHER = "other"  # what a person wrote, or what cannot be told
-
-
-class Original(NamedTuple):
-    """Every place where the mail that we sent may be named. All of it is the sender's word."""
-
-    message_id: str = ""  # without angle brackets
-    return_path: str = ""
-    recipient: str = ""  # To of the returned mail
-    envelope_id: str = ""  # ENVID of RFC 3461
-    headers: tuple[tuple[str, str], ...] = ()  # of the returned mail, names in lower case
 
 
 class Arrival(NamedTuple):
@@ -127,7 +117,7 @@ class _Mail(NamedTuple):
 def read(raw: bytes) -> Arrival:
     """What this mail is. Bounded in time and memory; never raises."""
     mail = _mail(_unwrapped(parse(raw)))
-    original = _original(mail)
+    original = original_of(mail.parts, mail.fields, mail.prose.returned)
     for decide in (_as_complaint, _as_report, _as_receipt, _as_plain_complaint, _as_prose_bounce):
         arrival = decide(mail, original)
         if arrival is not None:
@@ -162,7 +152,7 @@ def _mail(root: Part) -> _Mail:
         text = "\n\n".join(texts["text/html"])
     if not text.strip():
         text = root.raw
-    prose = bounce.split_prose(text[:TEXT_CHARACTERS_MAX])
+    prose = bounce_prose.split_prose(text[:TEXT_CHARACTERS_MAX])
     return _Mail(
         root,
         root.fields,
@@ -172,66 +162,6 @@ def _mail(root: Part) -> _Mail:
         plain("\n".join(prose.lines)),
         parts,
     )
-
-
-# ------------------------------------------------------------------ the mail it is about
-
-
-_RETURNED_FIELDS = ("received:", "return-path:", "from:", "message-id:", "date:", "to:", "subject:")
-
-
-def _returned_fields(mail: _Mail) -> Fields:
-    for kind in ("message/rfc822", "message/global", "message/news"):
-        part = mail.parts.get(kind)
-        if part is not None and part.parts:
-            return part.parts[0].fields
-    for kind in ("text/rfc822-headers", "message/global-headers", "message/rfc822-headers"):
-        part = mail.parts.get(kind)
-        if part is not None:
-            fields, _ = split_fields(part.text().lstrip("\n"))
-            return fields
-    lines = mail.prose.returned.split("\n")[:300]
-    for number, line in enumerate(lines):
-        if line.lstrip("> |\t")[:40].lower().startswith(_RETURNED_FIELDS):
-            prefix = line[: len(line) - len(line.lstrip("> |\t"))]
-            block = [near.removeprefix(prefix) for near in lines[number:]]
-            fields, _ = split_fields("\n".join(block))
-            return fields
-    return Fields([])
-
-
-def _original(mail: _Mail) -> Original:
-    returned = _returned_fields(mail)
-    answered = mail.fields.get("in-reply-to") or mail.fields.get("references")
-    message_id = _id(returned.get("message-id"))
-    if not message_id and not returned.all:
-        message_id = _id(answered)
-    report = mail.parts.get("message/delivery-status")
-    envelope_id = ""
-    if report is not None:
-        fields, _ = split_fields(report.text().lstrip("\n"))
-        envelope_id = fields.get("original-envelope-id")
-    return Original(
-        message_id,
-        _first_address(returned.get("return-path")),
-        _first_address(returned.get("to")),
-        envelope_id[:RETURNED_VALUE_CHARACTERS_MAX],
-        tuple(
-            (name, value[:RETURNED_VALUE_CHARACTERS_MAX])
-            for name, value in returned.all[:RETURNED_FIELDS_MAX]
-        ),
-    )
-
-
-def _id(value: str) -> str:
-    value = value.strip()
-    if "<" in value:
-        value = value.rpartition("<")[2].partition(">")[0]
-    return value.split()[0][:RETURNED_VALUE_CHARACTERS_MAX] if value.split() else ""
-
-
-def _first_address(value: str) -> str:
-    return next(iter(bounce.addresses_in(value)), "")
 
 
 # ------------------------------------------------------------------ complaints
@@ -259,7 +189,7 @@ def _complained_to(original: Original) -> tuple[str, ...]:
     headers = dict(reversed(original.headers))
     for name in ("x-hmxmroriginalrecipient", "x-original-to", "delivered-to", "x-rcpt-to", "to"):
         found = bounce.addresses_in(headers.get(name, ""))
-        if len(found) == 1:
+        if len(found) == 1 and not is_redacted(found[0]):
             return tuple(found)
     return ()
 
@@ -278,10 +208,10 @@ def _as_plain_complaint(mail: _Mail, original: Original) -> Arrival | None:
     marked = "x-hmxmroriginalrecipient" in mail.fields or "x-hmxmroriginalrecipient" in headers
     if not original.headers:
         return None
-    about = plain(f"{_first_address(mail.sender) or mail.sender} {mail.subject}")
+    about = plain(f"{first_address(mail.sender) or mail.sender} {mail.subject}")
     if not marked and not wordings().has("feedback", "plain", about):
         return None
-    by_mark = _first_address(mail.fields.get("x-hmxmroriginalrecipient"))
+    by_mark = first_address(mail.fields.get("x-hmxmroriginalrecipient"))
     named = (by_mark,) if by_mark else _complained_to(original)
     recipients = _complained(named, ArrivalKind.COMPLAINT)
     return Arrival(ArrivalKind.COMPLAINT, recipients, original, "abuse")
@@ -314,10 +244,10 @@ def _explained(recipient: Recipient, prose: Prose) -> Recipient:
     """With the reason that only the prose says, where the report's fields say none."""
     if recipient.action not in (Action.FAILED, Action.DELAYED) or recipient.category != _UNKNOWN:
         return recipient
-    found = bounce.prose_addresses(prose, frozenset())
+    found = bounce_prose.prose_addresses(prose, frozenset())
     for index, place in enumerate(found):
         if place.address.lower() == recipient.address.lower():
-            words = bounce.diagnostic_of(prose, found, index)
+            words = bounce_prose.diagnostic_of(prose, found, index)
             better = bounce.judged(recipient.address, recipient.action, recipient.status, words)
             if better.category != _UNKNOWN:
                 return better
@@ -420,7 +350,7 @@ def _prose_recipients(mail: _Mail, original: Original, action: Action) -> list[R
     if inside and any("final-recipient" in line.lower() for line in mail.prose.lines):
         return inside
     named = bounce.addresses_in(mail.fields.get("x-failed-recipients"))
-    found = bounce.prose_addresses(mail.prose, _not_recipients(mail, original))
+    found = bounce_prose.prose_addresses(mail.prose, _not_recipients(mail, original))
     known, guessed = _names_completed(mail, original)
     if known and all(place.weight < 3 for place in found):
         found = []
@@ -431,7 +361,7 @@ def _prose_recipients(mail: _Mail, original: Original, action: Action) -> list[R
     addresses = addresses or known or _last_resort(mail, original) or guessed
     for address in addresses[: bounce.RECIPIENTS_MAX]:
         index = placed.get(address.lower())
-        own = bounce.diagnostic_of(mail.prose, found, index) if index is not None else ""
+        own = bounce_prose.diagnostic_of(mail.prose, found, index) if index is not None else ""
         recipients.append(_judged(address, action, own, reason))
     return recipients
 
@@ -447,10 +377,10 @@ def _judged(address: str, action: Action, own: str, reason: str) -> Recipient:
 def _general_reason(mail: _Mail) -> str:
     """What the text says beside addresses: lines with a code, else the first paragraph that is
     understood."""
-    coded = [line for line in mail.prose.lines if bounce.has_code(line)]
+    coded = [line for line in mail.prose.lines if bounce_prose.has_code(line)]
     if coded:
         return bounce.one_line(" ".join(coded))
-    return bounce.reason_in(mail.prose)
+    return bounce_prose.reason_in(mail.prose)
 
 
 def _not_recipients(mail: _Mail, original: Original) -> frozenset[str]:
@@ -464,10 +394,10 @@ def _not_recipients(mail: _Mail, original: Original) -> frozenset[str]:
 def _names_completed(mail: _Mail, original: Original) -> tuple[list[str], list[str]]:
     """Mailbox names that stand without a domain, with the one of the returned mail's header, or of
     the system that writes."""
-    names = bounce.names_alone(mail.prose)
+    names = bounce_prose.names_alone(mail.prose)
     known = bounce.addresses_in(" ".join(value for _, value in original.headers)[:20_000])
     same = [a for a in known if a.partition("@")[0].lower() in {name.lower() for name in names}]
-    domain = _first_address(mail.sender).rpartition("@")[2]
+    domain = first_address(mail.sender).rpartition("@")[2]
     guessed = [f"{name}@{domain}" for name in names] if domain and len(names) == 1 else []
     return same, guessed
 

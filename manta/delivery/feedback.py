@@ -27,6 +27,11 @@ class Feedback(NamedTuple):
     envelope_id: str
 
 
+def is_redacted(address: str) -> bool:
+    """Whether the reporter has written over the address (RFC 6590)."""
+    return address.lower().startswith(("redacted", "undisclosed", "hidden@"))
+
+
 def feedback_of(part: Part) -> Feedback:
     """What a `message/feedback-report` part says. Fields that are missing are empty."""
     text = decoded(part.data(), "utf-8").replace("\r\n", "\n").replace("\r", "\n")
@@ -37,7 +42,7 @@ def feedback_of(part: Part) -> Feedback:
     named: list[str] = []
     for name in ("original-rcpt-to", "removal-recipient", "x-original-rcpt-to", "rcpt-to"):
         for value in fields.every(name):
-            named += [address for address in addresses_in(value) if address not in named]
+            named += [a for a in addresses_in(value) if a not in named and not is_redacted(a)]
     return_path = addresses_in(fields.get("original-mail-from"))
     return Feedback(
         fields.get("feedback-type").strip().lower(),
