@@ -150,7 +150,7 @@ class Settings:
     flush_seconds: float = 60.0
     flush_bytes: int = 64 << 20
     shard_memory_limit_bytes: int = 4 << 30
-    message_age_max_h: float = 72.0  # what is not delivered by then expires
+    message_age_max_h: float = 72.0  # from its first trouble on; then it expires
     shaping_file: str = ""  # the operator's own, over the one that comes with Manta
     egress: tuple[EgressSource, ...] = (EgressSource(),)
     pools: tuple[Pool, ...] = ()

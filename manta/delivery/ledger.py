@@ -18,7 +18,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import StrEnum
+from typing import Any
 
 from manta.errors import Conflict
 
@@ -61,6 +63,15 @@ MOVES: Mapping[State, frozenset[State]] = {
     State.CANCELLED: frozenset(),
     State.EXPIRED: frozenset(),
 }
+
+
+MESSAGE_AGE_MAX_H = 72.0  # unless the workspace says otherwise
+
+
+def age_limit(settings: Mapping[str, Any]) -> timedelta:
+    """How long a message is tried: from its first deferral, or the first time that its site could
+    not be reached. Time that it spends waiting for us does not count."""
+    return timedelta(hours=settings.get("message_age_max_h", MESSAGE_AGE_MAX_H))
 
 
 class Policy(StrEnum):

@@ -14,7 +14,7 @@ it, so that one cancelled campaign of millions does not stop the shard.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -34,7 +34,6 @@ from manta.schema import LEDGER
 
 PLAN_ROWS_MAX = 100_000
 SWEEP_ROWS_MAX = 20_000
-MESSAGE_AGE_MAX_H = 72.0  # unless the workspace says otherwise
 SHARD_STATES = (
     CampaignState.RUNNING,
     CampaignState.PAUSED,
@@ -304,7 +303,8 @@ def plan_rows(
 ) -> pa.Table:
     """Complete new ledger rows for people without one, screened.
 
-    Each has an end: what is not delivered ``message_age_max_h`` after it was due expires.
+    They expire with their campaign. The greatest age of a message counts from its first trouble
+    (``ledger.age_limit``), so what waits for us, paused or held back by a warm-up, does not expire.
     """
     count, now = people.num_rows, context.now
     ids = people.column("subscriber_id").to_pylist()
@@ -315,10 +315,8 @@ def plan_rows(
     allowed = pc.is_null(refusals)
     due_at = alone.due_at or plan.due_at
     due = pa.scalar(due_at, pa.timestamp("us"))
-    age_max = timedelta(hours=context.settings.get("message_age_max_h", MESSAGE_AGE_MAX_H))
-    too_old = max(due_at, now) + age_max  # not before it has been planned
-    ends = [at for at in (alone.expires_at, plan.expires_at, too_old) if at is not None]
-    expires_at = pa.scalar(min(ends), pa.timestamp("us"))
+    ends = [at for at in (alone.expires_at, plan.expires_at) if at is not None]
+    expires_at = pa.scalar(min(ends, default=None), pa.timestamp("us"))
     instant = pa.scalar(now, pa.timestamp("us"))
     columns = {
         "subscriber_id": people.column("subscriber_id"),

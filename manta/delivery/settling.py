@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 from manta.command import Change, Context, Database, Decision, Op
 from manta.delivery.campaign import CampaignPlan, CampaignState, Kind
 from manta.delivery.failures import Refusal, suppress_refused
-from manta.delivery.ledger import Policy, State, move
+from manta.delivery.ledger import Policy, State, age_limit, move
 from manta.delivery.outcomes import (
     OUTCOME_SCHEMA,
     REASON_CHARACTERS_MAX,
@@ -200,6 +200,7 @@ class _Landing(NamedTuple):
     reason: str
     due_at: datetime | None
     attempts: int
+    expires_at: datetime | None = None  # where it has changed
 
     @property
     def refusal(self) -> Refusal:
@@ -221,10 +222,10 @@ def _settle(
 ) -> Decision:
     by_ref = {(row[0], row[1]): _Row(*row) for row in rows}
     campaigns = _campaigns(database, {row.campaign_id for row in by_ref.values()})
-    landings = []
+    landings, age = [], age_limit(context.settings)
     for outcome in outcomes:
         row = by_ref.get((outcome.subscriber_id, outcome.message_key))
-        landing = row and land(row, outcome, campaigns[row.campaign_id], context.now)
+        landing = row and land(row, outcome, campaigns[row.campaign_id], context.now, age)
         if landing:
             landings.append(landing)
     answer = {"settled": len(landings), "ignored": len(outcomes) - len(landings)}
@@ -253,7 +254,9 @@ def _confirmed(
     return Decision(decision.answer, (change,), decision.pushes)
 
 
-def land(row: _Row, outcome: Outcome, campaign: _Campaign, now: datetime) -> _Landing | None:
+def land(
+    row: _Row, outcome: Outcome, campaign: _Campaign, now: datetime, age: timedelta
+) -> _Landing | None:
     """Where an outcome takes a row; None where it is no news. Every step is one of the table's."""
     state, kind = State(row.state), outcome.outcome
     if state is State.UNCERTAIN:
@@ -270,6 +273,8 @@ def land(row: _Row, outcome: Outcome, campaign: _Campaign, now: datetime) -> _La
     attempts = row.attempts + was_tried
     if kind in (OutcomeKind.RETURNED, OutcomeKind.DEFERRED):
         due_at = max(outcome.due_at or now, now)
+        if kind is OutcomeKind.DEFERRED and row.attempts == 0:
+            row = row._replace(expires_at=min(row.expires_at or now + age, now + age))
         return _replan(row, outcome, move(state, State.PLANNED), campaign, due_at, attempts, now)
     new = move(state, State(kind.value))
     resend = campaign.policy is Policy.RESEND and attempts < RESEND_ATTEMPTS_MAX
@@ -295,7 +300,7 @@ def _replan(
     if row.expires_at is not None and row.expires_at <= max(due_at, now):
         reason = expiry_reason(attempts, outcome.reason)
         return _Landing(row, outcome, move(state, State.EXPIRED), reason, None, attempts)
-    return _Landing(row, outcome, state, outcome.reason, due_at, attempts)
+    return _Landing(row, outcome, state, outcome.reason, due_at, attempts, row.expires_at)
 
 
 def _campaigns(database: Database, campaign_ids: set[int]) -> dict[int, _Campaign]:
@@ -322,6 +327,10 @@ def _landed(landings: list[_Landing], now: datetime, journal_sequence: int) -> C
         "attempts": pa.array([landing.attempts for landing in landings], pa.uint16()),
         "changed_at": _instants(now, len(landings)),
     }
+    if any(landing.expires_at for landing in landings):
+        columns["expires_at"] = pa.array(
+            [landing.expires_at or landing.row.expires_at for landing in landings], _TIMESTAMP
+        )
     if journal_sequence:
         columns["journal_sequence"] = pa.repeat(journal_sequence, len(landings))
     if any(o.reply or o.reply_code for o in outcomes):

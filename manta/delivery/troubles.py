@@ -2,7 +2,8 @@
 
 Without a connection nothing is leased and no attempt is used up, so a row that waits for a dead
 server would expire without a word. Whoever has the trouble says so here now and then; the row keeps
-the last reason, and takes it along when it expires. Nothing depends on a note: one that is lost is
+the last reason, and takes it along when it expires; with the first one its age begins to count
+(``ledger.age_limit``). Nothing depends on a note: one that is lost is
 made again.
 """
 
@@ -15,6 +16,7 @@ import pyarrow as pa
 
 from manta.command import Change, Context, Database, Decision, Op
 from manta.delivery.campaign import CampaignPlan
+from manta.delivery.ledger import age_limit
 from manta.delivery.outcomes import REASON_CHARACTERS_MAX
 
 NOTED_ROWS_MAX = 20_000
@@ -42,6 +44,7 @@ class NoteTrouble:
             )
             if CampaignPlan.from_json(definition).source in self.serves
         ]
+        ends_at = context.now + age_limit(context.settings)
         where = (
             "due_at <= ? AND campaign_id IN (SELECT unnest(?)) AND reason IS DISTINCT FROM ?"
             " AND domain NOT IN (SELECT unnest(?))"
@@ -51,8 +54,11 @@ class NoteTrouble:
             where += " AND domain IN (SELECT unnest(?))"
             params.append(list(self.domains))
         rows = database.table(
-            f"SELECT subscriber_id, message_key FROM ledger WHERE {where} LIMIT ?",
-            [*params, self.limit],
+            "SELECT subscriber_id, message_key,"
+            " CASE WHEN reason IS NULL OR expires_at IS NULL"
+            " THEN least(coalesce(expires_at, ?), ?) ELSE expires_at END AS expires_at"
+            f" FROM ledger WHERE {where} LIMIT ?",
+            [ends_at, ends_at, *params, self.limit],
         )
         if not rows.num_rows:
             return Decision(0)

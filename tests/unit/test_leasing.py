@@ -250,6 +250,20 @@ def test_a_deferral_beyond_the_expiry_expires() -> None:
     assert row["reason"] == "expired after 1 attempt: greylisted"
 
 
+def test_the_age_of_a_message_counts_from_its_first_deferral() -> None:
+    shard = SendingShard(1)
+    shard.start(plan(expires_at=None))
+    shard.now += timedelta(days=9)
+    (ref,) = refs(shard.lease())
+    shard.settle(1, shard.outcome(ref, DEFERRED, reason="greylisted", due_at=shard.now))
+    first = shard.now
+    assert shard.row(1)["expires_at"] == first + timedelta(hours=72)
+    shard.now += timedelta(hours=1)
+    (ref,) = refs(shard.lease(2))
+    shard.settle(2, shard.outcome(ref, DEFERRED, reason="greylisted", due_at=shard.now))
+    assert shard.row(1)["expires_at"] == first + timedelta(hours=72)
+
+
 def test_an_expiry_keeps_what_the_server_said_last() -> None:
     shard = SendingShard(1)
     shard.start()

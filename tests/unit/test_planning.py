@@ -177,14 +177,12 @@ def test_rows_expire() -> None:
     assert shard.states() == {1: "expired", 2: "expired"}
 
 
-def test_every_row_expires_at_the_greatest_age_unless_the_campaign_ends_before() -> None:
+def test_a_row_expires_with_its_campaign_and_waiting_for_us_ages_nobody() -> None:
     shard = SendingShard(1)
     shard.start(plan(expires_at=None))
-    assert shard.row(1)["expires_at"] == START + timedelta(hours=72)
-    late = SendingShard(1)
-    late.now = START + timedelta(days=30)  # planned long after it was due
-    late.start(plan(expires_at=None))
-    assert late.row(1)["expires_at"] == late.now + timedelta(hours=72)
+    assert shard.row(1)["expires_at"] is None
+    shard.now += timedelta(days=30)  # paused, or held back by a warm-up
+    assert shard.answer(ExpireRows()) == 0
     early = SendingShard(1)
     early.start(plan(expires_at=START + timedelta(hours=1)))
     assert early.row(1)["expires_at"] == START + timedelta(hours=1)
@@ -193,16 +191,18 @@ def test_every_row_expires_at_the_greatest_age_unless_the_campaign_ends_before()
 def test_what_never_could_be_attempted_expires_with_the_trouble_of_its_lane() -> None:
     shard = SendingShard(4)
     shard.start(plan(expires_at=None))
+    shard.now += timedelta(days=5)
     note = NoteTrouble(("mx-a",), "no connection: mx.d1.example does not answer", ("d1.example",))
     assert shard.answer(note) == 2 and shard.answer(note) == 0
     assert shard.answer(NoteTrouble(("elsewhere",), "x")) == 0
-    shard.now += timedelta(hours=73)
-    assert shard.answer(ExpireRows()) == 4
-    reasons = [shard.row(i)["reason"] for i in (1, 2)]
-    assert reasons == [
-        "expired before it was sent: no connection: mx.d1.example does not answer",
-        "expired before it was sent",
-    ]
+    assert shard.row(1)["expires_at"] == shard.now + timedelta(hours=72)
+    shard.now += timedelta(hours=71)
+    other = NoteTrouble(("mx-a",), "no connection: refused", ("d1.example",))
+    assert shard.answer(other) == 2, "another trouble, and no more time for it"
+    shard.now += timedelta(hours=2)
+    assert shard.answer(ExpireRows()) == 2
+    assert shard.states() == {1: "expired", 2: "planned", 3: "expired", 4: "planned"}
+    assert shard.row(1)["reason"] == "expired before it was sent: no connection: refused"
 
 
 def test_a_note_on_all_domains_but_some_leaves_those_alone() -> None:
