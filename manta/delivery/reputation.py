@@ -218,10 +218,14 @@ class Reputation:
             if course.phase is not Phase.QUARANTINED:
                 draft.move(courses.freed(course))
                 continue
-            course = courses.probing(course, draft.now_s, self._pace)
+            probing = courses.probing(course, draft.now_s, self._pace)
             cause = f"probing after a quarantine of {lane.source} at {lane.provider}"
             figures = {"first_pace_per_s": course.first_pace_per_s}
-            self._limit(draft, course, cause, figures, "the quarantine is over")
+            try:
+                self._limit(draft, probing, cause, figures, "the quarantine is over")
+            except Overloaded:
+                self.triggers_dropped += 1
+                draft.move(courses.freed(course))
 
     def _judge_lane(self, draft: Draft, lane: Unit) -> None:
         course = draft.course(lane)

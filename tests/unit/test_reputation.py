@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from manta.delivery import rulings
 from manta.delivery.actions import ActionKind, Narrower, Scope
 from manta.delivery.courses import Phase
 from manta.delivery.observations import BounceClass, Observed, Seen
@@ -309,6 +310,32 @@ def test_a_restart_keeps_actions_their_ends_and_where_the_lanes_are() -> None:
     house.clock.advance(110)
     house.decide()
     assert house.reputation.courses[lane()].phase is Phase.PROBING
+
+
+def test_too_many_actions_stop_no_decision(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = ReputationHouse()
+    storm = Flow("google", deferrals=0.8)
+    house.run(90, storm)
+    monkeypatch.setattr(rulings, "ACTIVE_MAX", 0)
+    house.clock.advance(1_800)
+    house.see(Seen.ACCEPTED, 1_000, provider="yahoo")
+    house.see(Seen.COMPLAINED, 50, provider="yahoo")
+    house.decide()
+    assert house.reputation.courses[lane()].phase is Phase.FREE
+    assert not house.active() and house.reputation.triggers_dropped == 2
+
+
+def test_old_actions_are_forgotten_and_active_ones_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rulings, "ACTIONS_MAX", 3)
+    house = ReputationHouse()
+    for n in range(6):
+        for lasting_s in (10, 86_400) if n == 0 else (10,):
+            asked = (ActionKind.SUSPEND, Scope(source=f"s{n}"), "why", lasting_s, UNLIMITED, "ann")
+            house.apply(house.reputation.act(*asked, house.clock.now())[1])
+        house.clock.advance(20)
+    assert len(house.reputation.actions) <= 4
+    assert [a.id for a in house.active()] == [2]
+    assert house.rulings[-1].forgotten and house.reputation.head.last_action == 7
 
 
 def test_a_refused_ruling_is_made_again() -> None:
