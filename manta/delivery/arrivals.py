@@ -308,12 +308,16 @@ def _is_bounce(mail: _Mail) -> bool:
     is_answer = "in-reply-to" in fields or "references" in fields
     if (subject.startswith(_ANSWERS) and is_answer) or words.has("auto_reply", "subjects", subject):
         return False
-    is_strong = is_by_subject and words.has("bounce", "strong", mail.said)
+    opening = mail.said[:_OPENING_CHARACTERS]
+    is_strong = is_by_subject and words.has("bounce", "strong", opening)
     if _has_empty_return_path(fields):
         return (says and is_by_subject) or is_strong
-    return is_strong and "list-unsubscribe" not in fields
+    is_a_persons = opening.startswith(_GREETINGS) or "list-unsubscribe" in fields
+    return is_strong and not is_a_persons
 
 
+_OPENING_CHARACTERS = 400  # where a system says what it has to say
+_GREETINGS = ("hello", "hi ", "hi,", "hey", "dear", "good ", "hallo", "guten", "liebe", "sehr g")
 _ANSWERS = (
     "re:",
     "fw:",

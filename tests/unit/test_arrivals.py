@@ -68,6 +68,7 @@ EXPECTED: dict[str, tuple[str, list[tuple[str, str, BounceClass]]]] = {
     "person_quotes_bounce": ("other", []),
     "person_forwards_bounce": ("other", []),
     "person_complains": ("other", []),
+    "person_asks_why": ("other", []),
     "newsletter": ("other", []),
 }
 
