@@ -13,7 +13,17 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from manta.cli import campaigns, cluster, delivery, domains, people, segments, shaping, templates
+from manta.cli import (
+    campaigns,
+    cluster,
+    delivery,
+    domains,
+    people,
+    segments,
+    shaping,
+    suppressions,
+    templates,
+)
 from manta.cli.common import Door, complain
 from manta.errors import MantaError
 
@@ -58,6 +68,7 @@ app.command("demo", help="See it all at work, on this machine alone.")(cluster.d
 app.command("import", help="Bring in people from a CSV or Parquet file.")(people.import_file)
 app.command("export", help="Write people to a CSV or Parquet file.")(people.export_file)
 app.add_typer(segments.app, name="segment", help="Audiences: rules about people.")
+app.add_typer(suppressions.app, name="suppression", help="Addresses to which nothing is sent.")
 app.add_typer(templates.app, name="template", help="What mails say.")
 app.add_typer(domains.app, name="domain", help="Sending domains: DKIM keys and DNS records.")
 app.add_typer(campaigns.app, name="campaign", help="One mail to one audience.")

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
+from urllib.parse import quote, urlencode
 
 from manta.client.http import Http
 from manta.clock import as_text
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
+    from manta.client.suppressions import SuppressionSummary
     from manta.people.importing import ImportSummary
 
 Document = dict[str, Any]
@@ -159,6 +161,59 @@ class Client:
         from manta.client.events import record_events
 
         return record_events(self._http, events)
+
+    # -- suppressions ------------------------------------------------------------------------------
+
+    def suppressions(
+        self, *, channel: str | None = None, reason: str | None = None, contains: str | None = None
+    ) -> Iterator[Document]:
+        """Those that hold, by channel and address; ``contains`` is a part of the address."""
+        return self._http.pages(
+            "/suppressions", limit=PAGE_ROWS, channel=channel, reason=reason, contains=contains
+        )
+
+    def suppression(self, address: str, channel: str = "email") -> Document:
+        """Why nothing is sent to an address, and until when. Raises ``NotFound``."""
+        return _document(self._http.get(_suppression(channel, address)))
+
+    def suppress(self, address: str, **fields: Any) -> bool:
+        """Send nothing to an address any more: ``reason``, ``evidence``, ``expires_at``,
+        ``channel``. Answers whether that is new."""
+        body = {"address": address, **fields}
+        if fields.get("expires_at") is not None:
+            body["expires_at"] = _instant(fields["expires_at"])
+        return bool(self._http.post("/suppressions", body)["changed"])
+
+    def lift_suppression(self, address: str, why: str = "", channel: str = "email") -> bool:
+        """Let mail to an address pass again; ``why`` stays in the history. Consent is another
+        matter. Answers whether it was suppressed."""
+        path = f"{_suppression(channel, address)}?{urlencode({'why': why})}"
+        return bool(self._http.send("DELETE", path)["changed"])
+
+    def import_suppressions(
+        self,
+        path: str | PathLike[str],
+        reason: str = "manual",
+        source: str = "import",
+        progress: Callable[[int], None] | None = None,
+    ) -> SuppressionSummary:
+        """Suppress the addresses of a CSV file. Its first row names the columns: ``address`` (or
+        ``email``), and if wanted ``reason``, ``source``, ``evidence``, ``expires_at``; ``reason``
+        and ``source`` stand where a row has none. Rows that do not fit are in the answer's
+        ``rejects``, by line."""
+        from manta.client.suppressions import import_suppressions
+
+        done = progress or (lambda rows: None)
+        return import_suppressions(self._http, Path(path), reason, source, done)
+
+    def export_suppressions(
+        self, path: str | PathLike[str], channel: str | None = None, reason: str | None = None
+    ) -> int:
+        """Write a CSV file that ``import_suppressions`` takes; answers how many there are. The file
+        appears complete or not at all."""
+        from manta.client.suppressions import export_suppressions
+
+        return export_suppressions(self._http, Path(path), channel=channel, reason=reason)
 
     # -- segments ----------------------------------------------------------------------------------
 
@@ -390,6 +445,10 @@ class Client:
 
 def _document(answer: Any) -> Document:
     return dict(answer)
+
+
+def _suppression(channel: str, address: str) -> str:
+    return f"/suppressions/{_segment(channel)}/{quote(address, safe='')}"
 
 
 def _segment(text: str) -> str:
