@@ -15,6 +15,7 @@ import html
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from email.errors import MessageError
 from email.header import decode_header
 
 BYTES_MAX = 256 * 1024
@@ -236,7 +237,7 @@ def words_of(value: str) -> str:
         return decoded(value.encode("latin-1", "replace"))
     try:
         pieces = decode_header(value)
-    except (ValueError, binascii.Error, AssertionError):
+    except (MessageError, ValueError, AssertionError):  # binascii.Error is a ValueError
         return value
     text = "".join(
         piece if isinstance(piece, str) else decoded(piece, charset or "")

@@ -174,6 +174,11 @@ def test_encoded_words(value: str, words: str) -> None:
     assert mailparts.words_of(value) in (words, "")
 
 
-@given(st.text())
+pieces = st.sampled_from(
+    ["=?", "?=", "?b?", "?q?", "utf-8", "idna", "=", "A", "AAA", "\xff", " ", "_"]
+)
+
+
+@given(st.one_of(st.text(), st.lists(pieces, max_size=12).map("".join)))
 def test_any_field_has_words(value: str) -> None:
     assert isinstance(mailparts.words_of(value), str)
