@@ -34,6 +34,7 @@ _FIELD = re.compile(r"([!-9;-~]{1,100})[ \t]*:[ \t]*(.*)", re.DOTALL)
 _PARAMETER = re.compile(r';\s*([\w*-]{1,40})\s*=\s*(?:"([^"]{0,300})"|([^\s;"]{1,300}))')
 _TAG = re.compile(r"<[^<>]{0,2000}>")
 _BREAK = re.compile(r"<(?:br|/?p|/?div|/?tr|/?li|/?h\d|/?table|/?ul)\b[^<>]{0,500}>", re.IGNORECASE)
+_LONG_REFERENCE = re.compile(r"&#[0-9a-fA-FxX]{9,}")
 _UNSEEN = re.compile(r"<(style|script|head|title)\b[^<>]{0,500}>", re.IGNORECASE)
 # Charsets of mail. Others (zip, idna, unicode_escape ...) are codecs too, and no business of mail.
 _CHARSET = re.compile(
@@ -227,7 +228,8 @@ def html_text(text: str) -> str:
         position = end
     text = " ".join(("".join(shown) + text[position:]).split())
     text = _TAG.sub(" ", _BREAK.sub("\n", text))
-    return html.unescape(text).replace("\xa0", " ")
+    # References of thousands of digits are no characters, and int() refuses them.
+    return html.unescape(_LONG_REFERENCE.sub(" ", text)).replace("\xa0", " ")
 
 
 def words_of(value: str) -> str:

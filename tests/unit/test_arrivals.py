@@ -205,6 +205,10 @@ HOSTILE = {
     "many From": DAEMON + b"\n" + b"From: a@b.cc\n" * 20_000,
     "many parameters": b"Content-Type: x" + b"; a=b" * 1_000_000 + b"\n\n",
     "zeros": b"\0" * 300_000,
+    "a character of 5,000 digits": DAEMON + b"Content-Type: text/html\n\n&#" + b"1" * 5_000 + b";",
+    "a code of 6,000 digits": b"Content-Type: message/delivery-status\n\n"
+    + b"Final-Recipient: rfc822;a@b.cc\nStatus: 5.1.1\nDiagnostic-Code: smtp; "
+    + b"9" * 6_000,
     "a codec that is none of mail": b"Content-Type: text/plain; charset=idna\n\n" + b"x" * 200_000,
 }
 
