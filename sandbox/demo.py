@@ -3,6 +3,10 @@
 Starts Ray, the actors of a workspace, the HTTP apps and the sandbox; imports people with a past;
 finds those who bought a product lately and opened none of the last mails; writes to them; watches
 what becomes of every single message; ends everything. Nothing outside the machine is needed.
+
+Mail goes straight to the exchangers of the sandbox's providers, from a pool of two addresses: one
+that they know, and a new one that is being warmed up, so that most of its share goes out by the
+other. Bounces, complaints and unsubscribes come back to the inbox.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import shutil
 import signal
 import sys
 import time
-from dataclasses import replace
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,13 +28,34 @@ from rich.table import Table
 
 from manta.clock import SystemClock
 from manta.definitions import SCOPES
-from manta.settings import EgressSource, Settings
+from manta.settings import (
+    DnsSettings,
+    EgressSource,
+    InboxSettings,
+    Pool,
+    PoolMember,
+    Settings,
+)
+from sandbox.network import Network, free_port
 from sandbox.sample import PRODUCT, history, people_csv
 from sandbox.town import Town, TownSettings
 
 PEOPLE = 5_000
 SEED = 7
 HASTE = 4.0  # the sandbox's people act so much faster than they would
+SPEED = 1_200.0  # the time of the sandbox's providers: an hour in three seconds
+DOMAIN = "news.example"
+RETURN_PATHS = f"bounces.{DOMAIN}"
+KNOWN, NEW = "127.0.0.2", "127.0.0.3"  # our addresses
+NETWORK = Network(
+    sources={f"out1.{DOMAIN}": KNOWN, f"out2.{DOMAIN}": NEW},
+    return_path_domain=RETURN_PATHS,
+    senders=(DOMAIN,),
+)
+# So that a few hundred mails show some of each; mailboxes that stay full would never end.
+CHANGES = {name: {"full_share": 0.0, "late_share": 0.01} for name in NETWORK.hosts}
+for _name in ("yahoo", "outlook"):
+    CHANGES[_name]["complaint_share"] = 0.02
 ACTS_WAIT_S = 25.0
 FINISH_WAIT_S = 240.0
 TEMPLATE = Path(__file__).parents[1] / "examples" / "templates" / "newsletter"
@@ -70,21 +95,53 @@ class Demo:
     # -- starting ----------------------------------------------------------------------------------
 
     def prepare(self) -> None:
+        """The settings, with ports that are free; so everything can start at once."""
         from serve_apps.bootstrap import with_free_port
 
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
+        self.town = TownSettings(
+            self.folder / "mail.sqlite",
+            smtp_port=free_port(NETWORK.addresses),
+            dns_port=free_port(["127.0.0.1"], with_udp=True),
+            inbox_port=free_port(["127.0.0.1"]),
+            network=NETWORK,
+            known={KNOWN: 100_000},
+            changes=CHANGES,
+            seed=SEED,
+            haste=HASTE,
+            speed=SPEED,
+        )
         wanted = Settings(
             root=str(self.folder / "data"),
             flush_seconds=10.0,
             retry_first_wait_s=5.0,
-            return_path_domain="bounces.news.example",
+            return_path_domain=RETURN_PATHS,
+            egress=(
+                self.source("known", KNOWN),
+                self.source("new", NEW, cold_since=f"{SystemClock().now():%Y-%m-%d}"),
+            ),
+            pools=(Pool("both", (PoolMember("known"), PoolMember("new"))),),
+            dns=DnsSettings((f"127.0.0.1:{self.town.dns_port}",), private_addresses=True),
+            inbox=InboxSettings(port=self.town.inbox_port),
         )
         self.settings = with_free_port(wanted)
         if self.settings.http.port != wanted.http.port:
             self.say(
                 f"port {wanted.http.port} is taken, so this demo uses {self.settings.http.port}"
             )
+
+    def source(self, name: str, address: str, cold_since: str = "") -> EgressSource:
+        """One of our addresses, which brings mail to the exchangers itself."""
+        (host,) = (host for host, each in NETWORK.sources.items() if each == address)
+        return EgressSource(
+            name=name,
+            kind="direct",
+            port=self.town.smtp_port,
+            ehlo_name=host,
+            source_address=address,
+            cold_since=cold_since,
+        )
 
     async def start(self) -> Any:
         """The cluster, the sandbox, the actors and the apps; the workspace's handles."""
@@ -95,23 +152,19 @@ class Demo:
         os.environ.update(serving.serve_environment())
         self.say("starting Ray")
         runtime.start_cluster()
-        town = TownSettings(self.folder / "mail.sqlite", seed=SEED, haste=HASTE)
+        self.settings = bootstrap.absolute(self.settings)
+        self.say("starting shards, Senders and all who guide them, the HTTP apps and the sandbox")
+        self.caller = runtime.Caller(self.settings.workspace)
         role = f"{self.settings.workspace}/sandbox"
-        runtime.start_actor(role, partial(build_town, town))
-        caller = runtime.Caller(self.settings.workspace)
-        port = await caller.call("sandbox", "smtp_port")
-        relay = EgressSource(name="sandbox", host="127.0.0.1", port=port, tls="none")
-        self.settings = bootstrap.absolute(replace(self.settings, egress=(relay,)))
-        self.say("starting shards, Throttle, Sender, Director and the HTTP apps")
-        apps = [*serving.apps(self.settings), mail_view(town.mail_file)]
+        runtime.start_actor(role, partial(build_town, self.town))
+        apps = [*serving.apps(self.settings), mail_view(self.town.mail_file)]
         handles, url = await asyncio.gather(
             bootstrap.up(self.settings),
             asyncio.to_thread(serving.deploy, self.settings, apps),
         )
         created = await handles.catalog.call("create_api_key", "demo", list(SCOPES), once=True)
         self.key = created["key"]
-        await caller.call("sandbox", "live", f"{url}/v1/events", self.key)
-        self.caller = caller
+        await self.caller.call("sandbox", "live", f"{url}/v1/events", self.key)
         self.console.print()
         self.console.print(f"  console   [bold]{url}/console[/]   (API key [bold]{self.key}[/])")
         self.console.print(f"  mailboxes [bold]{url}/sandbox[/]")
@@ -143,15 +196,27 @@ class Demo:
             events += (await handles.shards.execute(shard, command)).recorded
         self.say(f"recorded {events:,} events of their past year")
 
+    async def add_domain(self, client: Any) -> None:
+        """The domain to send from: its keys are published, and receivers can trust it."""
+        document = await asyncio.to_thread(client.add_domain, DOMAIN)
+        keys = [
+            (f"{key['selector']}._domainkey.{DOMAIN}", "TXT", key["record"])
+            for key in document["keys"]
+        ]
+        await self.caller.call("sandbox", "publish", keys)
+        check = (await asyncio.to_thread(client.check_domain, DOMAIN))["check"]
+        wrong = [f["subject"] for f in check["findings"] if f["verdict"] != "ok"]
+        found = "passes" if check["passing"] else f"fails: {', '.join(wrong)}"
+        self.say(f"the check of {DOMAIN} (SPF, DKIM, DMARC, PTR, return path) {found}")
+
     def write(self, client: Any) -> int:
         """The segment, the template and the campaign; the campaign's number."""
         segment = client.create_segment(f"Bought {PRODUCT}, stopped opening", SEGMENT)
         self.say(f"segment: {client.segment_explain(segment['id'])}")
         self.say(f"segment: {client.segment_count(segment['id']):,} people")
-        client.add_domain("news.example")
         texts = {p.stem: p.read_text() for p in TEMPLATE.iterdir()}
         template = client.create_template(
-            "Newsletter", from_name="News", from_email="hello@news.example", **texts
+            "Newsletter", from_name="News", from_email=f"hello@{DOMAIN}", **texts
         )
         campaign = client.create_campaign(
             "We miss you", template["template_id"], segment_id=segment["id"]
@@ -192,10 +257,10 @@ class Demo:
         return False
 
     async def let_people_act(self) -> None:
-        self.say("the sandbox's people open, click, buy and unsubscribe")
+        self.say("people open, click, buy, unsubscribe and complain; some mail bounces late")
         until_s = time.monotonic() + ACTS_WAIT_S
         while time.monotonic() < until_s:
-            if not (await self.caller.call("sandbox", "status"))["acts_waiting"]:
+            if not (await self.caller.call("sandbox", "status"))["waiting"]:
                 return
             await asyncio.sleep(0.5)
 
@@ -224,6 +289,27 @@ class Demo:
             )
         return total == counts["planned_total"] and counts["planned_total"] > 0
 
+    def show_providers(self, client: Any) -> None:
+        """What each provider did, as Reputation saw it, and what was done about it."""
+        columns = ("accepted", "deferred", "failed", "bounced", "complained")
+        rows: dict[str, Counter[str]] = {}
+        for window in client.delivery()["reputation"].get("windows", ()):
+            if window["sending_domain"]:
+                row = rows.setdefault(window["provider"], Counter())
+                for name, count in window["counts"]["day"].items():
+                    kind = name.partition("_")[0]
+                    row["deferred" if kind == "greylisted" else kind] += count
+                    if name == "accepted" and window["source"] == "new":
+                        row["warming"] += count
+        table = Table("provider", *columns, "by the new address", title="By provider")
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for provider, row in sorted(rows.items(), key=lambda each: -each[1]["accepted"]):
+            table.add_row(provider, *(f"{row[name]:,}" for name in (*columns, "warming")))
+        self.console.print(table)
+        for action in client.actions(True):
+            self.console.print(f"  action {action['id']}: {action['kind']}: {action['cause']}")
+
 
 async def run(folder: Path, console: Console, *, keep: bool) -> int:
     """The exit code: 0 where the campaign finished and its accounting adds up."""
@@ -236,11 +322,13 @@ async def run(folder: Path, console: Console, *, keep: bool) -> int:
     assert this is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
     with Client(demo.settings.public_url, demo.key) as client:
+        await demo.add_domain(client)
         await demo.import_people(client, handles)
         campaign = await asyncio.to_thread(demo.write, client)
         is_finished = await demo.watch(client, campaign)
         await demo.let_people_act()
         adds_up = demo.show(await asyncio.to_thread(client.report, campaign))
+        await asyncio.to_thread(demo.show_providers, client)
     console.print()
     if not (is_finished and adds_up):
         console.print("[red]The campaign did not finish, or its sums do not agree.[/]")

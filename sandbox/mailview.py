@@ -41,14 +41,20 @@ _SAFE = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
-_ACTS = {"open": "opened", "click": "clicked", "buy": "bought", "unsubscribe": "unsubscribed"}
+_ACTS = {
+    "open": "opened",
+    "click": "clicked",
+    "buy": "bought",
+    "unsubscribe": "unsubscribed",
+    "complain": "complained",
+}
 _STYLE = """
 :root{color-scheme:light dark;--ground:#f4f6f8;--card:#fff;--ink:#17202c;--mute:#5a6779;
 --line:#e1e6ec;--accent:#0b7a75;--focus:#2f7fe0;--open:#2f6fd6;--click:#a85510;--buy:#0f7a55;
---unsubscribe:#a3346f}
+--unsubscribe:#a3346f;--complain:#b3261e}
 @media(prefers-color-scheme:dark){:root{--ground:#0e131a;--card:#171e28;--ink:#e7ecf3;
 --mute:#94a1b5;--line:#27313f;--accent:#3fc2b6;--focus:#7fb2ff;--open:#74a8ff;--click:#f3a35a;
---buy:#4fd39c;--unsubscribe:#e58bbb}}
+--buy:#4fd39c;--unsubscribe:#e58bbb;--complain:#ff8a80}}
 *{box-sizing:border-box}body{margin:0;background:var(--ground);color:var(--ink);
 font:15px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif;font-variant-numeric:tabular-nums}
 a{color:var(--accent)}:focus-visible{outline:2px solid var(--focus);outline-offset:2px}
@@ -68,7 +74,7 @@ border-top:1px solid var(--line);vertical-align:top}thead th{border:0;color:var(
 font-weight:500}td:nth-child(3){width:40%;overflow-wrap:anywhere}td:first-child{white-space:nowrap}
 .act{display:inline-block;border:1px solid currentColor;border-radius:99px;padding:0 .6rem;
 font-size:.85rem;margin:0 .3rem .2rem 0}.open{color:var(--open)}.click{color:var(--click)}
-.buy{color:var(--buy)}.unsubscribe{color:var(--unsubscribe)}
+.buy{color:var(--buy)}.unsubscribe{color:var(--unsubscribe)}.complain{color:var(--complain)}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.2rem 1.2rem;margin:0;padding:1rem}
 dt{color:var(--mute)}dd{margin:0;overflow-wrap:anywhere}
 iframe{width:100%;height:38rem;border:0;background:#fff;display:block}

@@ -1,7 +1,7 @@
 """The people behind the mailboxes: what each does with a mail, decided by one seed.
 
 Pure. A person has a temper that follows from the seed and the address alone; what becomes of one
-mail follows from those and the mail. Acting on it, through the real links, is ``sandbox.living``.
+mail follows from those and the mail. Acting on it, through the real links, is ``sandbox.town``.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The demo's people: a few thousand, with a past, all from one seed.
 
 ``people_csv`` is the file that the demo imports; ``history`` are the events of the year before:
-purchases, earlier mails, and what became of them. Domains are reserved ones (RFC 2606), some of
-which the sandbox's provider refuses or defers.
+purchases, earlier mails, and what became of them. Domains are reserved ones (RFC 2606), whose
+mail the sandbox's providers take, defer or refuse.
 """
 
 from __future__ import annotations
@@ -114,10 +114,12 @@ _CITIES = (
     ("Toronto", "America/Toronto"),
     ("Recife", "America/Recife"),
 )
-_DOMAINS = (
-    ("mail.example", 0.46),
-    ("post.example", 0.28),
-    ("inbox.example", 0.20),
+_DOMAINS = (  # as `sandbox.network` knows them
+    ("gmail.example", 0.44),
+    ("yahoo.example", 0.16),
+    ("outlook.example", 0.16),
+    ("careful.example", 0.06),
+    ("mail.example", 0.12),
     ("full.example", 0.03),
     ("gone.example", 0.03),
 )

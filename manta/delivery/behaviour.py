@@ -37,7 +37,7 @@ from enum import StrEnum
 from functools import lru_cache
 from hashlib import blake2b
 from importlib import resources
-from math import log
+from math import ceil, log
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -110,6 +110,7 @@ class Model:
     says: Says
     serves: tuple[str, ...] = ()
     is_encrypted: bool = False  # offers STARTTLS
+    has_feedback_loop: bool = False  # tells senders of complaints; else only acts on them
     connections_max: int = 20  # of one source at once
     messages_per_connection: int = 100
     cold_per_day: int = 1_000
@@ -194,7 +195,7 @@ class Behaviour:
         standing = self._standing(known)
         if standing.is_blocked:
             return self._say(says.blocked, source, recipient)
-        if known.is_beyond(standing.per_day, model):
+        if not known.room(standing.per_day, model):
             text = says.slowed if standing.is_slowed else says.rate
             return self._say(text, source, recipient)
         if model.greylist_s and not self._is_past_greylist(
@@ -234,6 +235,29 @@ class Behaviour:
 
     def standing(self, source: str, now_s: float) -> Standing:
         return self._standing(self._source(source, now_s))
+
+    # -- many at once, for whoever draws what becomes of them (manta.delivery.crowds) ---------------
+
+    def room(self, source: str, now_s: float) -> int:
+        """How many messages it would take of the source now; 0 also where it takes none at all."""
+        known = self._source(source, now_s)
+        standing = self._standing(known)
+        return 0 if standing.is_blocked else known.room(standing.per_day, self.model)
+
+    def is_greylisted(self, source: str, now_s: float) -> bool:
+        """Whether a first try of the source is turned away."""
+        passes = self._source(source, now_s).passes
+        return bool(self.model.greylist_s) and passes < self.model.greylist_passes
+
+    def brought(
+        self, source: str, now_s: float, accepted: int, unknown: int = 0, passes: int = 0
+    ) -> None:
+        """The source has brought these. ``passes``: past the greylist, at a second try."""
+        known = self._source(source, now_s)
+        known.passes += passes
+        known.accept(accepted)
+        if unknown:
+            known.judge(unknown=unknown)
 
     # -- inside ------------------------------------------------------------------------------------
 
@@ -365,19 +389,21 @@ class _Source:
             self._best = (today, max(past, default=0))
         return self._best[1]
 
-    def is_beyond(self, per_day: int, model: Model) -> bool:
-        return (
-            self._in_minute >= max(1, per_day * model.minute_share)
-            or self._in_hour >= max(1, per_day * model.hour_share)
-            or self.days.get(int(self.now_s // _DAY_S), 0) >= per_day
+    def room(self, per_day: int, model: Model) -> int:
+        """Of this minute, this hour and this day, whatever leaves least."""
+        left = min(
+            ceil(max(1, per_day * model.minute_share)) - self._in_minute,
+            ceil(max(1, per_day * model.hour_share)) - self._in_hour,
+            per_day - self.days.get(int(self.now_s // _DAY_S), 0),
         )
+        return max(0, left)
 
-    def accept(self) -> None:
-        self._in_minute += 1
-        self._in_hour += 1
+    def accept(self, messages: int = 1) -> None:
+        self._in_minute += messages
+        self._in_hour += messages
         today = int(self.now_s // _DAY_S)
-        self.days[today] = self.days.get(today, 0) + 1
-        self.judge(accepted=1)
+        self.days[today] = self.days.get(today, 0) + messages
+        self.judge(accepted=messages)
 
     def judge(self, accepted: int = 0, complained: int = 0, unknown: int = 0) -> None:
         part = int(self.now_s // self._part_s)
