@@ -3,9 +3,9 @@
 A deferred message waits exponentially longer until it expires: at the end of its time, which its
 ledger row has, or after so many attempts that 4 to 5 days have passed (RFC 5321 §4.5.4.1). The wait
 is jittered, so that what was deferred together does not come back together. A greylister wants to
-be asked again soon (RFC 6647 §4.2: a few minutes), so its first two refusals wait shortly. A lane
-whose connections fail one after another pauses as a whole: its messages are not touched, no attempt
-of theirs is used up.
+be asked again soon (RFC 6647 §4.2: a few minutes), so its first two refusals wait shortly, never
+longer than others. A lane whose connections fail one after another pauses as a whole: its messages
+are not touched, no attempt of theirs is used up.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class RetryPolicy:
         if attempts >= self.attempts_max:
             return None
         if is_greylisted and attempts <= self.greylisted_attempts:
-            return jittered(self.greylisted_wait_s, self.jitter, random)
+            wait_s = min(self.greylisted_wait_s, self.first_wait_s)
+            return jittered(wait_s, self.jitter, random)
         doublings = min(attempts - 1, 64)
         wait_s = min(self.first_wait_s * self.factor**doublings, self.wait_s_max)
         return jittered(wait_s, self.jitter, random)

@@ -32,6 +32,8 @@ def test_a_greylister_gets_two_short_waits():
     waits = [POLICY.wait_s(n, Random(n), is_greylisted=True) for n in (1, 2, 3)]
     assert all(225 <= wait_s <= 375 for wait_s in waits[:2]) and waits[2] >= 3600
     assert POLICY.wait_s(32, Random(1), is_greylisted=True) is None
+    hasty = RetryPolicy(first_wait_s=5.0, jitter=0.0)
+    assert hasty.wait_s(1, Random(1), is_greylisted=True) == 5.0, "never longer than others"
 
 
 def test_a_policy_is_checked():
