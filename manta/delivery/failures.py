@@ -24,7 +24,7 @@ from typing import NamedTuple
 from manta.command import Context, Database
 from manta.delivery.ledger import State
 from manta.delivery.observations import BounceClass
-from manta.people.consents import among
+from manta.people.consents import among, among_rows
 from manta.people.identities import CONFIRMED, EMAIL, compared
 from manta.people.suppressions import (
     POLICY,
@@ -82,7 +82,7 @@ def suppress_refused(
         return Suppressing((), (), {})
     rows = database.rows(
         "SELECT subscriber_id, message_key, send_to, changed_at FROM ledger"
-        f" WHERE {among([refusal.subscriber_id for refusal in told])}",
+        f" WHERE {among_rows([refusal.subscriber_id for refusal in told])}",
     )
     leased = {(row[0], row[1]): row[2:] for row in rows}
     failures = []
@@ -189,7 +189,7 @@ def _soft_runs(database: Database, soft: Sequence[tuple[Sent, str]]) -> list[Sof
         return []
     rows = database.rows(
         "SELECT subscriber_id, message_key, changed_at, state = ? AND bounced_at IS NULL,"
-        f" bounce_class FROM ledger WHERE {among([sent.subscriber_id for sent, _ in soft])}"
+        f" bounce_class FROM ledger WHERE {among_rows([sent.subscriber_id for sent, _ in soft])}"
         " AND channel = 'email' AND send_to IS NULL AND state IN (?, ?, ?)"
         " ORDER BY changed_at DESC",
         [State.ACCEPTED, State.ACCEPTED, State.FAILED, State.EXPIRED],

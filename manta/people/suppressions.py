@@ -34,6 +34,7 @@ from manta.people.consents import (
     CHANNELS,
     TEXT_LENGTH_MAX,
     address_kind,
+    among,
     check_text,
     check_word,
     revocations,
@@ -390,8 +391,7 @@ def _historians(database: Database, people: Sequence[int | None]) -> list[int | 
         here = {
             person
             for (person,) in database.rows(
-                "SELECT subscriber_id FROM profiles WHERE subscriber_id IN (SELECT unnest(?))",
-                [known],
+                f"SELECT subscriber_id FROM profiles WHERE {among(known)}"
             )
         }
     return [NOBODY if who is None else who if who in here else None for who in people]
