@@ -104,13 +104,18 @@ POLICY = SuppressionPolicy()
 
 
 def combined(standing: Stop | None, new: Stop) -> Stop:
-    """What holds when both are known: the later end, and the graver cause unless it ends sooner."""
+    """What holds when both are known: the later end, and the graver cause unless it ends sooner.
+
+    Soft bounces are a cause for some days only, so what outlasts them takes their place.
+    """
     if standing is None:
         return new
     if _ends_before(new, standing):
         return standing
     graver = _gravity(new.reason) > _gravity(standing.reason)
-    return Stop(new.reason if graver else standing.reason, new.expires_at)
+    outlasts = standing.reason == SOFT_BOUNCES and _ends_before(standing, new)
+    reason = new.reason if graver or outlasts else standing.reason
+    return Stop(reason, new.expires_at)
 
 
 def _gravity(reason: str) -> int:
