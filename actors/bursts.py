@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
@@ -59,7 +59,9 @@ class Compose(Protocol):
 
     @property
     def sending_domain(self) -> str: ...
-    def compose(self, row: Any, ref: MessageRef, now: datetime) -> Any: ...
+    def compose_each(
+        self, messages: Iterable[tuple[Any, MessageRef]], now: datetime
+    ) -> list[Any]: ...
 
 
 # To a relay, or to an exchanger of the site; the ``Connections`` say how much and which TLS.
@@ -199,18 +201,16 @@ class Worker:
 
     def _compose(self, lease: GrantedLease, burst: Burst) -> dict[MessageRef, Envelope | str]:
         """Each message's envelope, or why it cannot be made. Runs on the composing thread."""
-        composed: dict[MessageRef, Envelope | str] = {}
-        now = self._clock.now()
+        by_campaign: dict[int, list[tuple[dict[str, Any], MessageRef]]] = {}
         for ref in burst.refs:
             row = lease.rows[ref]
-            try:
-                mail = lease.composers[row["campaign_id"]].compose(row, ref, now)
-                composed[ref] = Envelope(mail.mail_from, mail.rcpt_to, mail.data, ref)
-            except InvalidRequest as error:
-                composed[ref] = f"cannot be composed: {error}"
-            except Exception as error:
-                logger.exception("composing failed")
-                composed[ref] = f"cannot be composed: {type(error).__name__}"
+            by_campaign.setdefault(row["campaign_id"], []).append((row, ref))
+        now = self._clock.now()
+        composed: dict[MessageRef, Envelope | str] = {}
+        for campaign_id, messages in by_campaign.items():
+            mails = lease.composers[campaign_id].compose_each(messages, now)
+            for (_, ref), mail in zip(messages, mails, strict=True):
+                composed[ref] = _enveloped(mail, ref)
         return composed
 
     def _note(
@@ -256,6 +256,16 @@ class Worker:
         tried = sender.sending.tried(burst.lease_id, ref)
         source, settings = self._lane.lane.source, sender.settings.sending
         return outcome_of(tried, reply, source, now, sender.random, settings)
+
+
+def _enveloped(mail: Any, ref: MessageRef) -> Envelope | str:
+    """What was composed, ready for the wire, or why it could not be."""
+    if isinstance(mail, InvalidRequest):
+        return f"cannot be composed: {mail}"
+    if isinstance(mail, Exception):
+        logger.error("composing failed", exc_info=mail)
+        return f"cannot be composed: {type(mail).__name__}"
+    return Envelope(mail.mail_from, mail.rcpt_to, mail.data, ref)
 
 
 async def wait_at_most(event: asyncio.Event, seconds: float | None) -> bool:

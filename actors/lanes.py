@@ -39,10 +39,10 @@ AGAIN_MAX = 1_000  # messages that are remembered for having got a 421
 
 @dataclass(frozen=True)
 class LaneSettings:
-    burst_messages: int = 20
+    burst_messages: int = 50
     lease_seconds: float = 2.0
     lease_rows_min: int = 20
-    lease_rows_max: int = 200
+    lease_rows_max: int = 500
     leases_ahead: int = 2
     hold_every_s: float = 10.0
     hold_soon_s: float = 1.0  # when it has none, or could use more

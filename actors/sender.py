@@ -80,7 +80,7 @@ class ReputationPort(Protocol):
 
 
 class ComposersPort(Protocol):
-    """``actors.composers.Composers``: ``compose(row, ref, now)`` of a campaign."""
+    """``actors.composers.Composers``: the composer of a campaign."""
 
     async def of_campaign(self, campaign_id: int) -> Compose: ...
 

@@ -20,9 +20,12 @@ the journal proves nothing and every message without an outcome on record is unc
 
 from __future__ import annotations
 
+import json
+import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
+from itertools import chain, islice
 from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
@@ -31,15 +34,19 @@ from manta.delivery.outcomes import (
     OUTCOME_SCHEMA,
     Outcome,
     OutcomeKind,
-    outcomes_of,
     outcomes_table,
 )
 from manta.delivery.senders import Known
 from manta.errors import Damaged, Fenced, IncompatibleFormat
 from manta.ids import MessageRef
 
-FORMAT = b"1"
-_RECORD_SCHEMA = pa.schema([("record", pa.string()), ("lease_id", pa.int64()), *OUTCOME_SCHEMA])
+MAGIC = b"MAE2"
+_HEAD = struct.Struct("<4sqIII")
+_TEXTS = ("outcome", "reason", "reply", "source", "bounce_class", "category")
+_OUTCOME_NUMBERS = 6  # see ``_numbers``
+_EPOCH = datetime(1970, 1, 1)
+_MICROSECOND = timedelta(microseconds=1)
+_NEVER = -(1 << 63)
 
 
 class Attempt(NamedTuple):
@@ -61,67 +68,80 @@ class Entry:
 
 
 def encode_entry(entry: Entry) -> bytes:
-    """An Arrow IPC stream of one table; the schema's metadata holds format and low water."""
-    outcomes = outcomes_table(outcome for _, outcome in entry.outcomes)
-    parts = [
-        pa.table({"record": pa.repeat("lease", len(entry.leases)), "lease_id": _ids(entry.leases)}),
-        pa.table(
-            {
-                "record": pa.repeat("attempt", len(entry.attempts)),
-                "lease_id": _ids(attempt.lease_id for attempt in entry.attempts),
-                "subscriber_id": _ids(attempt.subscriber_id for attempt in entry.attempts),
-                "message_key": _ids(attempt.message_key for attempt in entry.attempts),
-            }
-        ),
-        pa.table(
-            [
-                pa.repeat("outcome", outcomes.num_rows),
-                _ids(lease_id for lease_id, _ in entry.outcomes),
-                *outcomes.columns,
-            ],
-            schema=_RECORD_SCHEMA,
-        ),
+    """``MAE2``, the low water and the three counts; then the numbers of each kind of record in
+    rows, little-endian; then the texts of the outcomes, in columns, as JSON."""
+    outcomes = entry.outcomes
+    numbers = [
+        *entry.leases,
+        *chain.from_iterable(entry.attempts),
+        *chain.from_iterable(_numbers(lease_id, outcome) for lease_id, outcome in outcomes),
     ]
-    schema = _RECORD_SCHEMA.with_metadata(
-        {b"format": FORMAT, b"low_water": str(entry.low_water).encode()}
+    texts = [[getattr(outcome, name) for _, outcome in outcomes] for name in _TEXTS]
+    counts = len(entry.leases), len(entry.attempts), len(outcomes)
+    return b"".join(
+        (
+            _HEAD.pack(MAGIC, entry.low_water, *counts),
+            struct.pack(f"<{len(numbers)}q", *numbers),
+            json.dumps(texts, separators=(",", ":")).encode("ascii"),
+        )
     )
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, schema) as writer:
-        for part in parts:
-            if part.num_rows:
-                writer.write_table(_widened(part, schema))
-    raw: bytes = sink.getvalue().to_pybytes()
-    return raw
 
 
 def decode_entry(body: bytes, name: str) -> Entry:
     """Raises ``Damaged`` or ``IncompatibleFormat``; ``name`` is the object's, for the error."""
+    if body[:3] == MAGIC[:3] and body[:4] != MAGIC:
+        raise IncompatibleFormat(
+            f"{name} has format {body[:4]!r}; this release reads {MAGIC!r}", object=name
+        )
     try:
-        with pa.ipc.open_stream(body) as reader:
-            table = reader.read_all()
-        metadata = table.schema.metadata or {}
-        if metadata.get(b"format") != FORMAT:
-            raise IncompatibleFormat(
-                f"{name} has format {metadata.get(b'format')!r}; this release reads {FORMAT!r}",
-                object=name,
-            )
-        low_water = int(metadata[b"low_water"])
-        records = table.column("record").to_pylist()
-        leases = table.column("lease_id").to_pylist()
-        places: dict[str, list[int]] = {"lease": [], "attempt": [], "outcome": []}
-        for place, record in enumerate(records):
-            places[record].append(place)
-        attempted = table.take(_ids(places["attempt"]))
-        refs = zip(*(attempted.column(n).to_pylist() for n in Attempt._fields), strict=True)
-        outcomes = outcomes_of(table.take(_ids(places["outcome"])).select(OUTCOME_SCHEMA.names))
-    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
+        magic, low_water, leases, attempts, outcomes = _HEAD.unpack_from(body)
+        if magic != MAGIC:
+            raise ValueError("it begins with something else")
+        count = leases + len(Attempt._fields) * attempts + _OUTCOME_NUMBERS * outcomes
+        rest = iter(struct.unpack_from(f"<{count}q", body, _HEAD.size))
+        opened = tuple(islice(rest, leases))
+        attempted = tuple(Attempt(*islice(rest, len(Attempt._fields))) for _ in range(attempts))
+        rows = [tuple(islice(rest, _OUTCOME_NUMBERS)) for _ in range(outcomes)]
+        texts = json.loads(body[_HEAD.size + 8 * count :])
+        told = [_told(row, *said) for row, *said in zip(rows, *texts, strict=True)]
+    except (struct.error, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise Damaged(f"{name} is no entry of an attempt journal: {error}", object=name) from error
-    return Entry(
-        low_water,
-        tuple(leases[place] for place in places["lease"]),
-        tuple(Attempt(*ref) for ref in refs),
-        tuple(zip((leases[place] for place in places["outcome"]), outcomes, strict=True)),
+    return Entry(low_water, opened, attempted, tuple(told))
+
+
+def _numbers(lease_id: int, outcome: Outcome) -> tuple[int, ...]:
+    due_at = _NEVER if outcome.due_at is None else _microseconds(outcome.due_at)
+    return (
+        lease_id,
+        outcome.subscriber_id,
+        outcome.message_key,
+        _microseconds(outcome.occurred_at),
+        outcome.reply_code,
+        due_at,
     )
+
+
+def _told(numbers: tuple[int, ...], kind: str, *texts: str) -> tuple[int, Outcome]:
+    lease_id, subscriber_id, message_key, occurred, reply_code, due = numbers
+    reason, reply, source, bounce_class, category = texts
+    outcome = Outcome(
+        subscriber_id,
+        message_key,
+        OutcomeKind(kind),
+        _EPOCH + timedelta(microseconds=occurred),
+        reason,
+        reply_code,
+        reply,
+        source,
+        None if due == _NEVER else _EPOCH + timedelta(microseconds=due),
+        bounce_class,
+        category,
+    )
+    return lease_id, outcome
+
+
+def _microseconds(at: datetime) -> int:
+    return (at - _EPOCH) // _MICROSECOND
 
 
 @dataclass(frozen=True)
@@ -283,13 +303,3 @@ def refs_of(table: pa.Table) -> list[MessageRef]:
 
 def _ids(numbers: Iterable[int]) -> pa.Array:
     return pa.array(list(numbers), pa.int64())
-
-
-def _widened(part: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The part with all columns of the schema, NULL where it has none."""
-    present = set(part.column_names)
-    columns = [
-        part.column(f.name) if f.name in present else pa.nulls(part.num_rows, f.type)
-        for f in schema
-    ]
-    return pa.table(columns, schema=schema)

@@ -173,11 +173,14 @@ class FakeComposers:
             raise NotReady("no Catalog")
         return self
 
-    def compose(self, row: Any, ref: Any, now: Any) -> Envelope:
+    def compose_each(self, messages: Any, now: Any) -> list[Envelope | Exception]:
+        return [self._composed(row) for row, _ in messages]
+
+    def _composed(self, row: Any) -> Envelope | Exception:
         if row["email"].startswith("broken"):
-            raise TemplateError("no name", path="html")
+            return TemplateError("no name", path="html")
         if row["email"].startswith("bug"):
-            raise ZeroDivisionError
+            return ZeroDivisionError()
         return Envelope("b@shop.example", row["email"], b"Subject: x\r\n\r\n")
 
 
