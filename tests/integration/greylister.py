@@ -1,8 +1,9 @@
 """A receiver of its own process that defers some of its mail at first and counts every copy.
 
-`python -m tests.integration.greylister PORT FILE SHARE`: of first tries a share, chosen
-by the address alone, is answered 451 4.7.1; what is taken is written to FILE, an address a line,
-before the 250. So the file knows of at least as many copies as any sender was told of.
+`python -m tests.integration.greylister PORT FILE SHARE`: a share of the addresses is answered 451
+4.7.1 at first, chosen by the address alone. What is taken is written to FILE, the address and when
+(seconds of the monotonic clock) a line, before the 250. So the file knows of at least as many
+copies as any sender was told of.
 """
 
 from __future__ import annotations
@@ -10,7 +11,13 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import socket
+import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from zlib import crc32
 
 _ADDRESS = re.compile(rb"<([^>]*)>")
@@ -74,8 +81,30 @@ class Receiver(asyncio.Protocol):
         return b"250 2.0.0 ok\r\n"
 
     def _taken(self) -> bytes:
-        os.write(self._file, b"".join(address + b"\n" for address in self._recipients))
+        at = b" %.6f\n" % time.monotonic()
+        os.write(self._file, b"".join(address + at for address in self._recipients))
         return b"250 2.0.0 taken\r\n"
+
+
+def taken(path: Path) -> list[tuple[str, float]]:
+    """(address, when) of what was taken, in order; seconds of the machine's monotonic clock."""
+    rows = (line.split() for line in path.read_text().splitlines()) if path.exists() else ()
+    return [(address, float(at)) for address, at in rows]
+
+
+@contextmanager
+def receiving(path: Path, share_deferred: float) -> Iterator[int]:
+    """A receiver in a process of its own; its port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    command = ["-m", "tests.integration.greylister", str(port), str(path), str(share_deferred)]
+    process = subprocess.Popen([sys.executable, *command])
+    try:
+        yield port
+    finally:
+        process.terminate()
+        process.wait(10)
 
 
 async def main(port: int, path: str, share: float) -> None:

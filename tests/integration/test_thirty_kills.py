@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -27,7 +24,7 @@ from manta.delivery.attempts import decode_entry
 from manta.errors import MantaError
 from manta.settings import EgressSource, Settings
 from manta.store.journal import Kind
-from tests.integration import world
+from tests.integration import greylister, world
 
 PEOPLE, KILLS, SHARE_DEFERRED = 50_000, 30, 0.15
 SEED = int(os.environ.get("MANTA_KILL_SEED", "0")) or int(time.time())
@@ -103,13 +100,8 @@ async def uncertain_refs(handles: Handles, campaign: int) -> set[Ref]:
 async def test_thirty_kills(ray_cluster: str, tmp_path: Path) -> None:
     random = Random(SEED)
     print(f"repeat the choices with MANTA_KILL_SEED={SEED}")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    taken = tmp_path / "taken"
-    command = ["-m", "tests.integration.greylister", str(port), str(taken), str(SHARE_DEFERRED)]
-    receiver = subprocess.Popen([sys.executable, *command])
-    try:
+    file = tmp_path / "taken"
+    with greylister.receiving(file, SHARE_DEFERRED) as port:
         source = EgressSource(
             host="127.0.0.1", port=port, tls="none", rate_per_s=500.0, burst=100, connections_max=4
         )
@@ -125,10 +117,7 @@ async def test_thirty_kills(ray_cluster: str, tmp_path: Path) -> None:
             await world.finished(handles, campaign, 900)
             total = await world.accounting(handles, campaign)
             uncertain = await uncertain_refs(handles, campaign)
-    finally:
-        receiver.terminate()
-        receiver.wait(10)
-    copies = Counter(taken.read_text().split())
+    copies = Counter(address for address, _ in greylister.taken(file))
     print(f"killed: {dict(killed)}")
     print(f"accounting: {dict(total)}; open at the kills: {len(left_open)}")
     assert killed.total() == KILLS
