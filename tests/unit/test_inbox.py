@@ -265,6 +265,25 @@ async def test_one_mail_for_several_of_our_addresses(house):
     )
 
 
+async def test_commands_in_one_group(house):
+    """RFC 2920: the next message's commands travel right behind the dot of the former."""
+    refs = [someone(house, f"p{n}@x.example", 20 + n) for n in range(3)]
+    talk = await house.talk()
+    assert "250-PIPELINING" in await talk.say("EHLO mx.example")
+    groups = [
+        f"MAIL FROM:<>\r\nRCPT TO:<{house.return_path(ref)}>\r\nDATA\r\n".encode() for ref in refs
+    ]
+    talk.writer.write(groups[0])
+    for following in (*groups[1:], b"QUIT\r\n"):
+        replies = [await talk.reply() for _ in range(3)]
+        assert [reply[:3] for reply in replies] == ["250", "250", "354"]
+        talk.writer.write(dsn() + b".\r\n" + following)
+        assert (await talk.reply()).startswith("250 2.0.0 taken")
+    assert (await talk.reply()).startswith("221")
+    await talk.close()
+    assert len(house.shards.rows(SUPPRESSIONS)) == 3
+
+
 @pytest.mark.skipif(not SAMPLES.exists(), reason="the shared samples are not here")
 async def test_real_bounces_come_through_the_door(house):
     ref = someone(house)
