@@ -20,7 +20,7 @@ from actors.catalog import Catalog
 from actors.composers import Composers
 from actors.director import Director
 from actors.handles import Handles, Retrying, Singleton, sender_role, shard_role
-from actors.inbox import Inbox
+from actors.inbox import Inbox, tls_context
 from actors.io.connection import SmtpLimits
 from actors.io.dns import DnsClient
 from actors.io.policies import HttpsFetch, Policies
@@ -274,6 +274,7 @@ async def build_inbox(settings: Settings) -> Inbox:
         settings.workspace,
         settings.return_path_domain,
         settings.inbox,
+        tls_context(settings.inbox),
     )
 
 
