@@ -141,6 +141,8 @@ class Demo:
             ehlo_name=host,
             source_address=address,
             cold_since=cold_since,
+            rate_per_s=100.0,  # so that there is something to watch
+            burst=50,
         )
 
     async def start(self) -> Any:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from aiosmtpd.smtp import SMTP, Envelope, Session
+from aiosmtpd.smtp import SMTP, Envelope, Session, TLSSetupException
 
 from manta.clock import Clock
 from manta.delivery.behaviour import Behaviour, Told
@@ -22,6 +22,7 @@ from manta.delivery.behaviour import Behaviour, Told
 MESSAGE_BYTES_MAX = 10 << 20
 COMMANDS_MAX = 5_000
 SILENCE_S = 120.0
+logger = logging.getLogger("manta.sandbox")
 
 
 class Taken(NamedTuple):
@@ -176,3 +177,9 @@ class _Handler:
             taken = Taken(dialogue.source, envelope.mail_from or "", recipient, raw)
             dialogue.provider.deliver(dialogue.provider, taken)
         return "250 2.0.0 OK, queued"
+
+    async def handle_exception(self, error: Exception) -> str:
+        """A client that goes away in the middle of a handshake is no fault of ours."""
+        if not isinstance(error, TLSSetupException):
+            logger.error("a dialogue failed", exc_info=error)
+        return "421 4.3.0 this server has a fault, try again later"
