@@ -28,6 +28,7 @@ from manta.delivery.directing import is_test
 from manta.errors import Forbidden, InvalidRequest, MantaError
 from serve_apps import reads
 from serve_apps.auth import Authenticator, Caller
+from serve_apps.console_delivery import Delivery
 from serve_apps.limits import CALL_DEADLINE_S, FORM_BYTES_MAX, App, Guard
 from serve_apps.problems import CONTENT_TYPE, Malformed, of_error, problem
 
@@ -109,6 +110,7 @@ class Console:
         self._authenticator = authenticator
         self._secure = secure
         self._shared = Shared(handles.clock.monotonic)
+        self._delivery = Delivery(handles, self._admit, self._shared, _json)
         self._files = {
             path.name: (path.read_bytes(), _TYPES[path.suffix])
             for path in sorted(STATIC.iterdir())
@@ -129,6 +131,7 @@ class Console:
             Route("/api/segments", self.segments),
             Route("/api/segments/{number:int}/count", self.segment_count),
             Route("/api/status", self.status),
+            *self._delivery.routes(),
         ]
 
     # -- the page --------------------------------------------------------------------------------
@@ -181,6 +184,12 @@ class Console:
         caller = await self._authenticator.key(request.cookies.get(COOKIE, ""))
         if scope is not None:
             caller.require(scope)
+        return caller
+
+    async def _admit(self, request: Request, scope: str, *, is_change: bool = False) -> Caller:
+        caller = await self._caller(request, scope)
+        if is_change:
+            self._check_change(request)
         return caller
 
     def _check_change(self, request: Request) -> None:
@@ -245,8 +254,7 @@ class Console:
         return _json({"items": items, "next": following})
 
     async def move(self, request: Request) -> Response:
-        caller = await self._caller(request, "campaigns:write")
-        self._check_change(request)
+        caller = await self._admit(request, "campaigns:write", is_change=True)
         move, number = request.path_params["move"], request.path_params["number"]
         if move not in MOVES:
             raise InvalidRequest(f"no move {move!r:.40}", path="move", expected=", ".join(MOVES))
@@ -284,6 +292,8 @@ class Console:
         others = {
             "director": handles.director,
             "throttle": handles.throttle,
+            "reputation": handles.reputation,
+            "resolver": handles.resolver,
             **{f"sender-{n:02d}": sender for n, sender in enumerate(handles.senders)},
         }
 
@@ -291,7 +301,7 @@ class Console:
             try:
                 async with asyncio.timeout(STATUS_TIMEOUT_S):
                     status = await owner.call("status", deadline_s=0)  # asked once: who is away is
-                return {"ready": True, **status, "name": name}
+                return {"ready": True, **_brief(status), "name": name}
             except TimeoutError:
                 reason = f"no answer within {STATUS_TIMEOUT_S:g} s"
             except MantaError as error:
@@ -321,7 +331,19 @@ _LISTED = (
     "changed_at",
     "history",
     "progress",
+    "paused_by",
+    "forecast",
 )
+
+
+def _brief(status: dict[str, Any]) -> dict[str, Any]:
+    """Tables as the number of their rows: they have a page of their own."""
+
+    def brief(value: Any) -> Any:
+        is_table = isinstance(value, list) and value and isinstance(value[0], dict)
+        return len(value) if is_table else value
+
+    return {name: brief(value) for name, value in status.items()}
 
 
 def _listed(campaign: dict[str, Any]) -> dict[str, Any]:

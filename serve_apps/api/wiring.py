@@ -38,7 +38,7 @@ def needs(scope: str) -> Any:
     return Depends(caller)
 
 
-def _idempotency_key(
+def idempotency_key(
     request: Request,
     key: Annotated[
         str | None,
@@ -63,7 +63,7 @@ def _idempotency_key(
     return f"http:{caller.key_id}:{request.method}:{request.url.path}:{key}"
 
 
-Key = Annotated[str | None, Depends(_idempotency_key)]
+Key = Annotated[str | None, Depends(idempotency_key)]
 Number = Annotated[int, Path(ge=1, le=NUMBER_MAX)]
 Limit = Annotated[int, Query(ge=1, le=PAGE_ROWS_MAX, description="Rows of one page.")]
 LIMIT = PAGE_ROWS

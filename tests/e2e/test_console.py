@@ -1,4 +1,4 @@
-"""The console in a real browser: signing in, watching a campaign live, pausing it."""
+"""The console in a real browser: a campaign live, pausing it; what holds mail, and its undo."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from playwright.async_api import async_playwright, expect
 
+from tests.e2e.protection import HOSTILE, protected
 from tests.e2e.stage import stage
 
 pytestmark = pytest.mark.browser
@@ -85,3 +86,189 @@ async def test_a_link_with_a_key_signs_in_and_hides_it(browser):
         await page.goto(f"{url}#key={key}")
         await expect(page.locator(".campaign-row").first).to_be_visible()
         assert key not in page.url
+
+
+async def test_what_holds_mail_is_shown_and_undone(browser):
+    async with stage() as (scene, url, key), protected(scene) as delivery:
+        await scene.house.handles.catalog.call("add_domain", "shop.example")
+        await delivery.happen()
+        page, wrong = await _watching(browser, f"{url}#key={key}")
+        await page.get_by_role("link", name="Delivery").click()
+
+        held = page.get_by_role("region", name="Actions that hold")
+        await expect(held.locator("tbody tr")).to_have_count(2)
+        await expect(held).to_contain_text("0.4 % complaints (24 of 6,000) at google, from mx-a")
+        await expect(held).to_contain_text(f"550 please stop {HOSTILE}")
+        lanes = page.get_by_role("region", name="Lanes")
+        await expect(lanes.locator("tr", has_text="outlook")).to_contain_text("held")
+        await expect(lanes.locator("tr", has_text="outlook")).to_contain_text("until")
+        await expect(lanes.locator("tr", has_text="onerror")).to_contain_text(HOSTILE)
+        warm = page.get_by_role("region", name="Warm-up")
+        await expect(warm.locator("tr", has_text="google")).to_contain_text("day 1 of 35")
+        await expect(warm.locator("tr", has_text="google")).to_contain_text("of 50")
+        rates = page.get_by_role("region", name="Rates by sending domain")
+        row = rates.locator("tr", has_text="of shop.example").filter(has_text="google")
+        await expect(row).to_contain_text("0.25 % to 0.64 %")
+        await expect(row).to_contain_text("warn")
+
+        asked: list[str] = []
+        answers = iter([False, True])
+
+        async def answer(dialog: Any) -> None:
+            asked.append(dialog.message)
+            await (dialog.accept() if next(answers) else dialog.dismiss())
+
+        page.on("dialog", answer)
+        await held.get_by_role("button", name="Undo action 1").click()
+        await expect(held.locator("tbody tr")).to_have_count(2)
+        await held.get_by_role("button", name="Undo action 1").click()
+        await expect(held.locator("tbody tr")).to_have_count(1)
+        assert len(asked) == 2 and "at outlook" in asked[0] and "new evidence is" in asked[0]
+        (over,) = [one for one in await delivery.reputation.actions(False) if not one["is_active"]]
+        assert (over["id"], over["undone_by"].split(" ")[0]) == (1, "test")
+        await expect(page.locator("#held")).to_be_focused()
+        await expect(page.locator("#notice")).to_have_text("Action 1 is undone.")
+        await delivery.grant()
+        await expect(lanes.locator("tr", has_text="outlook")).not_to_contain_text("held")
+        await page.locator("summary", has_text="Those that are over").click()
+        ended = page.get_by_role("region", name="Actions that are over")
+        await expect(ended).to_contain_text("undone by test")
+
+        assert wrong == []
+        assert await page.evaluate("window.hacked") is None
+        assert await page.locator("img[src=x]").count() == 0
+
+
+async def test_delivery_by_keys_alone(browser):
+    async with stage() as (scene, url, key), protected(scene) as delivery:
+        await scene.house.handles.catalog.call("add_domain", "shop.example")
+        await delivery.happen()
+        await delivery.suppress("reader7@shop.example")
+        page, wrong = await _watching(browser, f"{url}#key={key}")
+        await page.get_by_role("link", name="Delivery").focus()
+        await page.keyboard.press("Enter")
+        held = page.get_by_role("region", name="Actions that hold")
+        await expect(held.locator("tbody tr")).to_have_count(2)
+
+        asked: list[str] = []
+
+        async def answer(dialog: Any) -> None:
+            asked.append(dialog.message)
+            await dialog.accept("it was a mistake" if dialog.type == "prompt" else "")
+
+        page.on("dialog", answer)
+        await _tab_to(page, "Undo action 2")
+        await page.keyboard.press("Enter")
+        await expect(held.locator("tbody tr")).to_have_count(1)
+
+        await _tab_to(page, "Hold something by hand")
+        await page.keyboard.press("Enter")
+        await _tab_to(page, "Provider")
+        await page.keyboard.type("yahoo")
+        await _tab_to(page, "Why, for who reads it later")
+        await page.keyboard.type("asked <b>by phone</b>")
+        await page.keyboard.press("Enter")
+        await expect(held).to_contain_text("asked <b>by phone</b>")
+        assert "Suspend: at yahoo, for 1 h?" in asked
+        (made, _) = await delivery.reputation.actions()
+        assert (made["kind"], made["scope"]["provider"], made["scope"]["source"]) == (
+            "suspend",
+            "yahoo",
+            "",
+        )
+
+        await _tab_to(page, "Check shop.example now")
+        await page.keyboard.press("Enter")
+        domain = page.locator(".domain", has_text="shop.example")
+        await expect(domain).to_contain_text("failing")
+        await expect(domain).to_contain_text("_dmarc.shop.example.  TXT")
+
+        await _tab_to(page, "Address")
+        await page.keyboard.type("Reader7@shop.example")
+        await page.keyboard.press("Enter")
+        shown = page.locator(".answer")
+        await expect(shown).to_contain_text(f"550 5.1.1 {HOSTILE}")
+        await _tab_to(page, "Lift")
+        await page.keyboard.press("Enter")
+        await expect(shown).to_contain_text("is not suppressed")
+        assert wrong == []
+
+
+async def test_a_narrow_screen_scrolls_tables_only(browser):
+    async with stage() as (scene, url, key), protected(scene) as delivery:
+        await delivery.happen()
+        page, _ = await _watching(
+            browser, f"{url}#key={key}", viewport={"width": 380, "height": 800}
+        )
+        await page.get_by_role("link", name="Delivery").click()
+        await expect(page.get_by_role("region", name="Lanes").locator("tbody tr")).to_have_count(7)
+        assert await page.evaluate("document.documentElement.scrollWidth") == 380
+
+
+async def test_a_campaign_says_what_paused_it_and_what_was_foreseen(browser):
+    async with stage() as (scene, url, key):
+        campaign = scene.director.held[3]
+        cause = f"paused: 1.2 % complaints at {HOSTILE}, of campaign 3"
+        campaign["state"], campaign["paused_by"] = "paused", 7
+        campaign["history"].append({**campaign["history"][-1], "state": "paused", "cause": cause})
+        campaign["forecast"] = _forecast()
+        page, wrong = await _watching(browser, f"{url}#key={key}")
+        await page.get_by_text("Spring collection").click()
+        note = page.get_by_role("note")
+        await expect(note).to_contain_text(cause.removeprefix("paused: "))
+        await expect(note).to_contain_text("action 7")
+        foreseen = page.get_by_role("region", name="Forecast in all")
+        await expect(foreseen.locator("tr", has_text="Accepted")).to_contain_text("370 to 390")
+        await expect(foreseen.locator("tr", has_text="Done after")).to_contain_text(
+            "10 min to never"
+        )
+        await page.locator("summary", has_text="Forecast by provider").click()
+        await expect(page.get_by_role("region", name="Forecast by provider")).to_contain_text(
+            "google"
+        )
+        assert wrong == []
+
+
+def _forecast() -> dict[str, Any]:
+    """As a rehearsal leaves it with the campaign: of each figure low, median and high."""
+    foreseen = {
+        "messages": 400,
+        "accepted": [370.4, 380.0, 389.6],
+        "failed": [20.0, 20.0, 20.0],
+        "done_s": [600.0, 600.0, None],
+    }
+    return {
+        "made_at": "2026-03-01T11:00:00.000000Z",
+        "runs": 3,
+        "messages": 400,
+        "paused_share": 0.0,
+        "total": {"provider": "", **foreseen},
+        "providers": [{"provider": "google", **foreseen}],
+    }
+
+
+async def _watching(browser: Any, address: str, **options: Any) -> tuple[Any, list[str]]:
+    """A page that is signed in, and what goes wrong on it."""
+    page = await browser.new_page(**options)
+    wrong: list[str] = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
+    await page.goto(address)
+    await expect(page.locator("nav#sections")).to_be_visible()
+    return page, wrong
+
+
+NAME = """() => {
+  const one = document.activeElement;
+  const label = one.labels?.[0]?.firstChild.textContent;
+  return one.getAttribute("aria-label") || label || one.textContent;
+}"""
+
+
+async def _tab_to(page: Any, name: str) -> None:
+    """Go there as somebody without a mouse does."""
+    for _ in range(60):
+        await page.keyboard.press("Tab")
+        if (await page.evaluate(NAME)).strip() == name:
+            return
+    raise AssertionError(f"{name} cannot be reached by keys")

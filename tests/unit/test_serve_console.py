@@ -9,6 +9,7 @@ import pytest
 
 from manta.errors import StoreUnavailable
 from serve_apps.console import COOKIE, Shared, create_console
+from tests.e2e.protection import HOSTILE, protected
 from tests.e2e.stage import Stage
 from tests.unit.serve_fakes import client
 from tests.unit.serve_world import house
@@ -96,6 +97,72 @@ async def test_the_status_names_who_does_not_answer(scene, http):
     by_name = {one["name"]: one for one in status["others"]}
     assert by_name["director"]["ready"] and not by_name["throttle"]["ready"]
     assert by_name["throttle"]["reason"]
+
+
+async def test_delivery_shows_each_part_or_why_it_is_away(scene, http):
+    await sign_in(scene, http, "campaigns:read")
+    assert (await http.get("/console/api/delivery")).status_code == 403
+    await sign_in(scene, http)
+    shown = (await http.get("/console/api/delivery")).json()
+    assert not shown["throttle"]["ready"] and shown["actions"]["reason"]
+    assert shown["domains"] == {"ready": True, "items": []}
+    scene.house.clock.advance(1)
+    async with protected(scene) as delivery:
+        await delivery.happen()
+        shown = (await http.get("/console/api/delivery")).json()
+    assert [action["id"] for action in shown["actions"]["active"]] == [2, 1]
+    first = shown["throttle"]["lanes"][0]
+    assert first["causes"] and not shown["throttle"]["lanes"][-1]["causes"]
+    assert {row["provider"] for row in shown["reputation"]["windows"]} >= {"google", HOSTILE}
+    assert "private_key" not in str(shown)
+
+
+async def test_delivery_is_changed_by_who_may_and_once(scene, http):
+    act, undo = "/console/api/delivery/actions", "/console/api/delivery/actions/1/undo"
+    body = {"scope": {"provider": "yahoo"}, "cause": "by phone", "duration_s": 60}
+    async with protected(scene) as delivery:
+        await sign_in(scene, http, "delivery:read", "campaigns:read")
+        assert (await http.post(act, json=body, headers=CHANGE)).status_code == 403
+        await sign_in(scene, http)
+        assert (await http.post(act, json=body)).status_code == 403
+        named = CHANGE | {"Idempotency-Key": "once"}
+        made = [await http.post(act, json=body, headers=named) for _ in range(2)]
+        assert [answer.json()["id"] for answer in made] == [1, 1]
+        for wrong in ({"cause": ["x"]}, {"cause": "x", "more": 1}, [], {"cause": "x", "kind": "y"}):
+            answer = await http.post(act, json=wrong, headers=CHANGE)
+            assert answer.status_code in (400, 422), answer.text
+        undone = await http.post(undo, headers=CHANGE)
+        assert undone.json()["undone_by"].startswith("test (key ")
+        assert (await http.post(undo, headers=CHANGE)).status_code == 409
+        assert len(await delivery.reputation.actions(False)) == 1
+
+
+async def test_a_suppression_is_found_and_lifted(scene, http):
+    found, lift = "/console/api/suppression", "/console/api/suppression/lift"
+    async with protected(scene) as delivery:
+        await delivery.suppress("reader7@shop.example")
+    await sign_in(scene, http)
+    asked = {"address": " Reader7@shop.example "}
+    shown = (await http.get(found, params=asked)).json()["suppression"]
+    assert (shown["reason"], shown["expires_at"]) == ("hard_bounce", None)
+    body = {"address": "Reader7@shop.example", "why": "a new mailbox"}
+    assert (await http.post(lift, json=body)).status_code == 403
+    assert (await http.post(lift, json=body, headers=CHANGE)).json() == {"changed": True}
+    assert (await http.get(found, params=asked)).json()["suppression"] is None
+    assert (await http.get(found)).status_code == 422
+
+
+async def test_a_domain_is_checked(scene, http):
+    await scene.house.handles.catalog.call("add_domain", "shop.example")
+    await sign_in(scene, http)
+    async with protected(scene):
+        path = "/console/api/delivery/domains/{}/check"
+        assert (await http.post(path.format("shop.example"))).status_code == 403
+        checked = (await http.post(path.format("shop.example"), headers=CHANGE)).json()
+        assert not checked["check"]["passing"] and checked["records"]
+        for unknown in ("other.example", "%3Cimg%3E"):
+            answer = await http.post(path.format(unknown), headers=CHANGE)
+            assert answer.status_code in (404, 422)
 
 
 async def test_viewers_share_an_answer():

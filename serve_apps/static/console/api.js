@@ -21,10 +21,13 @@ async function ask(path, options = {}) {
   return body;
 }
 
+// A name for one change, so that whatever brings it twice changes nothing twice.
+const newKey = () => Array.from(crypto.getRandomValues(new Uint32Array(4)), (n) => n.toString(36)).join("-");
+
 const change = (method, path, body) =>
   ask(path, {
     method,
-    headers: { "Content-Type": "application/json", "X-Manta-Console": "1" },
+    headers: { "Content-Type": "application/json", "X-Manta-Console": "1", "Idempotency-Key": newKey() },
     body: body === undefined ? undefined : JSON.stringify(body),
   });
 
@@ -37,6 +40,12 @@ export const move = (id, name) => change("POST", `api/campaigns/${id}/${name}`);
 export const segments = () => ask("api/segments");
 export const segmentCount = (id) => ask(`api/segments/${id}/count`);
 export const status = () => ask("api/status");
+export const delivery = () => ask("api/delivery");
+export const act = (action) => change("POST", "api/delivery/actions", action);
+export const undo = (id) => change("POST", `api/delivery/actions/${id}/undo`);
+export const checkDomain = (domain) => change("POST", `api/delivery/domains/${encodeURIComponent(domain)}/check`);
+export const suppression = (address) => ask(`api/suppression?${new URLSearchParams({ address })}`);
+export const lift = (address, why) => change("POST", "api/suppression/lift", { address, why });
 export function recipients(id, state, cursor) {
   const query = new URLSearchParams();
   if (state) query.set("state", state);

@@ -3,12 +3,14 @@
 import * as api from "./api.js";
 import * as campaign from "./campaign.js";
 import * as campaigns from "./campaigns.js";
+import * as delivery from "./delivery.js";
 import { h } from "./dom.js";
 import * as segments from "./segments.js";
 import * as system from "./system.js";
 
 const EVERY_MS = 1_000;
 const AGAIN_MS = 3_000;
+const SAID_MS = 8_000;
 const main = document.getElementById("main");
 const notice = document.getElementById("notice");
 const sections = document.getElementById("sections");
@@ -17,17 +19,19 @@ const sessionBox = document.getElementById("session");
 let who = null;
 let current = null;
 let timer = 0;
+let saidUntil = 0; // until then a refresh leaves the notice to who did something
 
 const shell = {
   may: (scope) => who?.scopes.includes(scope) ?? false,
   refresh: () => refresh(current),
-  async attempt(work) {
+  async attempt(work, done = "") {
     try {
       await work();
-      say("");
+      say(done);
     } catch (error) {
       fail(error);
     }
+    saidUntil = performance.now() + SAID_MS;
   },
 };
 
@@ -45,6 +49,7 @@ function route() {
   const [, section, id] = location.hash.split("/");
   if (section === "campaigns" && /^\d+$/.test(id ?? "")) return campaign.view(Number(id), shell);
   if (section === "segments") return segments.view();
+  if (section === "delivery") return delivery.view(shell);
   if (section === "system") return system.view();
   return campaigns.view();
 }
@@ -69,7 +74,7 @@ async function refresh(view) {
   try {
     if (!document.hidden) {
       await view.refresh();
-      say("");
+      if (performance.now() > saidUntil) say("");
     }
   } catch (error) {
     fail(error);

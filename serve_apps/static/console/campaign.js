@@ -3,7 +3,8 @@
 import * as api from "./api.js";
 import { bar, pill } from "./campaigns.js";
 import { chart } from "./chart.js";
-import { count, decimal, duration, h, instant, percent, time, words } from "./dom.js";
+import { forecast } from "./forecast.js";
+import { changing, count, decimal, duration, h, instant, percent, time, words } from "./dom.js";
 import { STATES, done } from "./states.js";
 
 const RATE_WINDOW_MS = 10_000;
@@ -28,6 +29,18 @@ function equation(accounting) {
     h("span.op", null, "="),
     terms,
     h(`span.verdict.${holds ? "good" : "bad"}`, null, holds ? "✓ adds up" : "✗ does not add up"),
+  );
+}
+
+// A campaign that nobody paused by hand says what did, and where that can be undone.
+function held(campaign) {
+  const last = campaign.history.at(-1);
+  if (campaign.state !== "paused" || !last?.cause) return null;
+  return h(
+    "div.card.wide.held",
+    { role: "note" },
+    h("p", null, h("strong", null, "Not paused by a person: "), last.cause.replace(/^paused: /, "")),
+    h("p.mute", null, `since ${time(last.at)}${campaign.paused_by ? `, action ${campaign.paused_by}` : ""}. To resume it overrules that action. `, h("a", { href: "#/delivery" }, "What is held")),
   );
 }
 
@@ -144,15 +157,21 @@ export function view(id, shell) {
     "Reactions",
   );
   const failed = h("div");
+  const cause = h("div");
+  const foreseen = h("div");
+  const showCause = changing(cause, held);
+  const showForecast = changing(foreseen, forecast);
   const element = h(
     "section",
     null,
     h("a.back", { href: "#/campaigns" }, "← Campaigns"),
     h("div.head", null, h("div", null, h("div.title", null, title, state), subtitle), buttons),
+    cause,
     h("div.card.wide.accounting", null, progress, sums),
     figures,
     h("div.charts", null, sent.element, reactions.element),
     outcome,
+    foreseen,
     h("div.card.wide", null, h("h3", null, "Failures by reason"), h("div.scroll", null, failed)),
     recipients(id),
   );
@@ -185,6 +204,7 @@ export function view(id, shell) {
       title.textContent = campaign.name;
       document.title = `${campaign.name} · Manta`;
       state.replaceChildren(pill(campaign.state));
+      showCause({ state: campaign.state, paused_by: campaign.paused_by, history: campaign.history.slice(-1) });
       showButtons(campaign.state);
       const started = campaign.history.find((one) => one.state === "running");
       const ended = ["finished", "cancelled"].includes(campaign.state);
@@ -216,6 +236,7 @@ export function view(id, shell) {
       sent.update(report.timeline, campaign.step_s, !ended);
       reactions.update(report.timeline, campaign.step_s, !ended);
       outcome.replaceChildren(...results(report.events, accounting.accepted));
+      showForecast({ forecast: campaign.forecast, accounting, events: report.events, took: ended ? took : null });
       failed.replaceChildren(failures(report.failures));
     },
   };

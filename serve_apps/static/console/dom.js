@@ -41,6 +41,9 @@ export function percent(part, all) {
   return `${value > 0 && value < 0.1 ? "<0.1" : tenth.format(value)} %`;
 }
 
+const twoDigits = new Intl.NumberFormat("en", { maximumSignificantDigits: 2 });
+export const share = (part) => `${twoDigits.format(100 * part)} %`;
+
 // The domain speaks UTC with microseconds; people read their own clock.
 export const instant = (text) => new Date(text.replace(/(\.\d{3})\d+/, "$1"));
 export function time(text) {
@@ -64,3 +67,46 @@ export function bytes(n) {
 }
 
 export const words = (text) => (text ?? "").replaceAll("_", " ");
+
+// A table that can be scrolled by keys. ``rows``: each a list of cells, elements or text.
+export function table(caption, columns, rows, nothing = "Nothing.") {
+  const cell = (value) => (value instanceof HTMLTableCellElement ? value : h("td", null, value));
+  return h(
+    "div.scroll",
+    { role: "region", "aria-label": caption, tabindex: 0 },
+    h(
+      "table",
+      null,
+      h("caption.unseen", null, caption),
+      h("thead", null, h("tr", null, columns.map((name) => h("th", { scope: "col" }, name)))),
+      h(
+        "tbody",
+        null,
+        rows.length
+          ? rows.map((cells) => h("tr", null, cells.map(cell)))
+          : h("tr", null, h("td.empty", { colspan: columns.length }, nothing)),
+      ),
+    ),
+  );
+}
+
+// Shows ``draw(value)`` in the element anew only when the value is another one. What has the focus,
+// is opened or scrolled in it stays so; elements are known again by their ``data-key``.
+export function changing(element, draw) {
+  const keyed = (selector) => [...element.querySelectorAll(`${selector}[data-key]`)];
+  let known;
+  return (value) => {
+    const now = JSON.stringify(value);
+    if (now === known) return;
+    known = now;
+    const focused = element.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
+    const opened = new Set(keyed("details").filter((one) => one.open).map((one) => one.dataset.key));
+    const scrolled = [...element.querySelectorAll(".scroll")].map((one) => one.scrollLeft);
+    element.replaceChildren(...[draw(value)].flat(3).filter(Boolean));
+    keyed("details").forEach((one) => (one.open = opened.has(one.dataset.key)));
+    element.querySelectorAll(".scroll").forEach((one, n) => (one.scrollLeft = scrolled[n] ?? 0));
+    if (focused !== undefined) keyed("").find((one) => one.dataset.key === focused)?.focus();
+  };
+}
+
+export const SPANS = { minutes: "5 min", hour: "1 h", day: "24 h", week: "7 days" };
