@@ -236,7 +236,7 @@ class Behaviour:
     def standing(self, source: str, now_s: float) -> Standing:
         return self._standing(self._source(source, now_s))
 
-    # -- many at once, for whoever draws what becomes of them (manta.delivery.crowds) ---------------
+    # -- many at once, for whoever draws what becomes of them (manta.delivery.crowds) --------------
 
     def room(self, source: str, now_s: float) -> int:
         """How many messages it would take of the source now; 0 also where it takes none at all."""
