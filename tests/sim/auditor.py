@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from datetime import datetime
+from typing import TYPE_CHECKING, NamedTuple
 
+from manta.delivery.classification import Category
+from manta.delivery.leasing import GREYLISTED_OPEN_AFTER
 from manta.delivery.ledger import FINAL, MOVES, Accounting, Policy, State
 from manta.ids import MessageRef
+
+if TYPE_CHECKING:
+    from tests.sim.receiver import Receiver
+
+_OPEN_AFTER = GREYLISTED_OPEN_AFTER  # as it is written, whatever a mutant makes of it
 
 
 class Violation(AssertionError):
@@ -16,6 +24,12 @@ class Violation(AssertionError):
 class Row(NamedTuple):
     state: State
     campaign_id: int
+    source: str | None = None
+    category: str | None = None
+    due_at: datetime | None = None
+    attempts: int = 0
+    reply: str = ""
+    domain: str = ""
 
 
 View = Mapping[MessageRef, Row]
@@ -47,14 +61,22 @@ class Auditor:
         self._written: dict[tuple[int, int], int] = {}
 
     def committed(
-        self, shard: int, sequence: int, incarnation: int, view: View, planned: int
+        self,
+        shard: int,
+        sequence: int,
+        incarnation: int,
+        view: View | None,
+        planned: int,
+        now: datetime = datetime.max,
     ) -> None:
         """An incarnation has committed journal entry ``sequence`` and holds this ledger now;
-        ``planned`` is the count of rows that its campaigns keep."""
+        (None: as before); ``planned`` is the count of rows that its campaigns keep."""
         writer = self._written.setdefault((shard, sequence), incarnation)
         if writer != incarnation:
             raise Violation(f"entry {sequence} of shard {shard} was written by two owners")
+        view = self._views.get(shard, {}) if view is None else view
         self._compare(shard, view, planned)
+        self._check_greylisted(self._views.get(shard, {}), view, now)
         self._views[shard] = view
 
     def recovered(self, shard: int, view: View, planned: int) -> None:
@@ -74,8 +96,38 @@ class Auditor:
         if not counts.holds_for(planned):
             raise Violation(f"the accounts of shard {shard} do not add up")
 
+    def _check_greylisted(self, before: View, view: View, now: datetime) -> None:
+        """Who was told to come back comes back from the same source, while there is time."""
+        for ref, new in view.items():
+            old = before.get(ref)
+            if (
+                old is not None
+                and (old.state, new.state) == (State.PLANNED, State.LEASED)
+                and old.category == Category.GREYLISTED
+                and new.source != old.source
+                and (old.due_at is None or now < old.due_at + _OPEN_AFTER)
+            ):
+                raise Violation(f"{ref} was greylisted at {old.source} and goes by {new.source}")
+
+    # -- the end -----------------------------------------------------------------------------------
+
+    def is_over(self, audiences: Mapping[int, set[MessageRef]]) -> bool:
+        return all(
+            len(self._views.get(shard, {})) == len(audience)
+            and all(row.state in FINAL for row in self._views[shard].values())
+            for shard, audience in audiences.items()
+        )
+
+    def pending(self) -> str:
+        """The rows that have not come to their end."""
+        rows = [item for view in self._views.values() for item in view.items()]
+        return "; ".join(f"{ref}: {row}" for ref, row in rows if row.state not in FINAL)
+
     def finished(
-        self, audiences: Mapping[int, set[MessageRef]], taken: Mapping[MessageRef, int]
+        self,
+        audiences: Mapping[int, set[MessageRef]],
+        receiver: Receiver,
+        are_all_direct: bool = False,
     ) -> None:
         """The end, with everybody alive and time to finish. ``audiences``: shard → all messages."""
         total = Accounting.of(())
@@ -85,15 +137,16 @@ class Auditor:
                 raise Violation(f"shard {shard} has {len(view)} rows for {len(audience)} people")
             total += Accounting.of((row.state, 1) for row in view.values())
             for ref, row in view.items():
-                self._judge(ref, row, taken.get(ref, 0))
+                self._judge(ref, row, receiver)
+                self._judge_refusal(ref, row, receiver, are_all_direct)
         if not total.holds_for(sum(len(audience) for audience in audiences.values())):
             raise Violation("the accounts of all shards do not add up")
-        unknown = set(taken) - {ref for audience in audiences.values() for ref in audience}
+        unknown = set(receiver.seen) - {ref for every in audiences.values() for ref in every}
         if unknown:
             raise Violation(f"the receiver has mails that nobody planned: {sorted(unknown)}")
 
-    def _judge(self, ref: MessageRef, row: Row, copies: int) -> None:
-        policy = self._policies[row.campaign_id]
+    def _judge(self, ref: MessageRef, row: Row, receiver: Receiver) -> None:
+        policy, copies = self._policies[row.campaign_id], receiver.taken.get(ref, 0)
         if row.state not in FINAL:
             raise Violation(f"{ref} is {row.state} for ever")
         if row.state is State.ACCEPTED and not copies:
@@ -104,3 +157,16 @@ class Auditor:
             raise Violation(f"{ref} was mailed {copies} times under hold")
         if copies and row.state not in (State.ACCEPTED, State.UNCERTAIN):
             raise Violation(f"{ref} is {row.state} and the receiver has it")
+        said = receiver.refused.get(ref, "")
+        if row.state is State.EXPIRED and said != row.reply:
+            raise Violation(f"{ref} expired with {row.reply!r} and was told {said!r}")
+
+    def _judge_refusal(
+        self, ref: MessageRef, row: Row, receiver: Receiver, are_all_direct: bool
+    ) -> None:
+        """Domains that take no mail fail by what the DNS says, and others never do."""
+        is_gone = row.domain == "gone.example"
+        if is_gone and are_all_direct and receiver.seen.get(ref):
+            raise Violation(f"{ref} went to the network though its domain takes no mail")
+        if row.category == Category.BAD_DOMAIN and not is_gone:
+            raise Violation(f"{ref} failed for want of its domain, which is there")

@@ -2,27 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
+from unittest.mock import patch
 
 import pyarrow as pa
 
+from actors.reputation import ReputationActor
+from actors.throttle import COLLECTION, LAW, Throttle
 from manta.command import Change, Context, Database, Decision, Op
+from manta.delivery import leasing, settling, warmup
 from manta.delivery.attempts import Attempt, Entry
-from manta.delivery.outcomes import Outcome
-from manta.delivery.sending import Burst, Phase, Sending
+from manta.delivery.authority import Authority
+from manta.delivery.gates import Gates
+from manta.delivery.outcomes import Outcome, OutcomeKind
+from manta.delivery.sending import Burst, OpenLease, Phase, Sending
 from manta.delivery.settling import Orphan
+from manta.delivery.throttle import Budgets
 from manta.store.journal import Journal
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """Which mistakes are made. None by default."""
+    """Which mistakes are made. None by default. ``patches``: (where, name, what stands there)."""
 
     replan_by_time: bool = False  # a lease past its deadline is planned again at once
-    attempt_stored_late: bool = False  # mails go out, and are settled, before the attempt is stored
-    epochs_deleted: bool = False  # truncation takes the EPOCH entries too
+    sending: type[Sending] | None = None
+    journal: type[Journal] | None = None
+    throttle: type[Throttle] | None = None
+    reputation: type[ReputationActor] | None = None
+    patches: tuple[tuple[Any, str, Any], ...] = ()
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for place, name, value in self.patches:
+                stack.enter_context(patch.object(place, name, value))
+            yield
 
 
 def replan(command: Orphan, database: Database, context: Context) -> Decision:
@@ -64,6 +83,23 @@ class HastySending(Sending):
         return entry
 
 
+class ForgetfulSending(Sending):
+    """What was not settled within its time goes back, whatever the server said of it."""
+
+    def settle_failed(self, lease_id: int) -> None:
+        super().settle_failed(lease_id)
+        for message in self.leases[lease_id].messages.values():
+            if message.outcome is not None:
+                message.outcome = replace(message.outcome, outcome=OutcomeKind.RETURNED)
+
+
+class DeafSending(Sending):
+    """Revocations are not looked for, and what was checked long ago goes out too."""
+
+    def _why_not(self, lease: OpenLease, message: Any, now_s: float) -> str:
+        return ""
+
+
 class ForgetfulJournal(Journal):
     """Deletes everything that is covered, the marks of owners included."""
 
@@ -71,3 +107,85 @@ class ForgetfulJournal(Journal):
         doomed = [sequence for sequence in self.sequences() if sequence <= up_to]
         self._objects.delete(self.path(sequence) for sequence in doomed)
         return len(doomed)
+
+
+class UsurpingThrottle(Throttle):
+    """Grants without asking whether another one has taken over."""
+
+    async def _confirmed(self) -> bool:
+        return True
+
+
+class HurriedThrottle(Throttle):
+    """Does not wait until the former one's permits have lapsed."""
+
+    async def recovered(self) -> None:
+        await super().recovered()
+        self._authority = Authority(0.0, False)
+
+
+class FullThrottle(Throttle):
+    """Starts with full buckets."""
+
+    async def recovered(self) -> None:
+        await super().recovered()
+        self._budgets._gates = Gates(None)
+
+
+class LawlessThrottle(Throttle):
+    """Does not read the law that its journal has."""
+
+    async def recovered(self) -> None:
+        await super().recovered()
+        self._budgets = Budgets(
+            self._sources,
+            self._ways,
+            empty_at_s=self._clock.monotonic() + self._authority.wait_s(self._clock.monotonic()),
+            reserves=self._documents.list("warmup"),
+        )
+
+    def stored(self) -> Any:
+        return self._documents.get(COLLECTION, LAW)
+
+
+class HalfDeafReputation(ReputationActor):
+    """Tells an undo to nobody."""
+
+    def _tell_law(self) -> None:
+        if self._law().actions:
+            super()._tell_law()
+
+
+def _room_of_all(quota: warmup.Quota) -> int:
+    return quota.left()
+
+
+def _not_kept(command: Any, *arguments: Any, **more: Any) -> Any:
+    """The last reply goes when a row expires."""
+    landed = _LANDED(command, *arguments, **more)
+    rows = landed.rows
+    if "reply" in rows.column_names and "expired" in rows.column("state").to_pylist():
+        rows = rows.drop_columns(["reply"])
+    return Change(landed.table, landed.op, rows)
+
+
+_LANDED = settling._landed
+_NEVER = timedelta(days=-400)
+
+MUTANTS: dict[str, Mutant] = {
+    "plans again by time alone": Mutant(replan_by_time=True),
+    "stores attempts late": Mutant(sending=HastySending),
+    "deletes epoch entries": Mutant(journal=ForgetfulJournal),
+    "returns what was accepted": Mutant(sending=ForgetfulSending),
+    "does not hear revocations": Mutant(sending=DeafSending),
+    "grants without authority": Mutant(throttle=UsurpingThrottle),
+    "takes over without a wait": Mutant(throttle=HurriedThrottle),
+    "starts with full buckets": Mutant(throttle=FullThrottle),
+    "forgets the law": Mutant(throttle=LawlessThrottle),
+    "uses quotas that are not set aside": Mutant(patches=((warmup.Quota, "room", _room_of_all),)),
+    "lets anybody retry what was greylisted": Mutant(
+        patches=((leasing, "GREYLISTED_OPEN_AFTER", _NEVER),)
+    ),
+    "drops the reply of what expires": Mutant(patches=((settling, "_landed", _not_kept),)),
+    "tells no undo": Mutant(reputation=HalfDeafReputation),
+}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 from tests.sim.world import World
 
 
 def main() -> None:
+    logging.disable(logging.CRITICAL)
     world = World(int(sys.argv[1]))
     try:
         world.run()

@@ -6,6 +6,7 @@ import duckdb
 
 from manta.schema import TABLES
 from manta.store.database import ShardDatabase, _create
+from manta.store.entries import Group
 from manta.store.shard import ShardStore
 
 _free: list[_Kept] = []
@@ -15,6 +16,11 @@ class _Kept(ShardDatabase):
     """Closing gives it back."""
 
     is_clean = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Ten rows need no plan, and to make one would cost half of a run.
+        self._connection.execute("PRAGMA disable_optimizer")
 
     def begin(self) -> None:
         self.is_clean = False
@@ -55,7 +61,15 @@ def _empty() -> ShardDatabase:
 
 
 class ReusingStore(ShardStore):
-    """A ``ShardStore`` that gets its empty databases from those that are no longer used."""
+    """A ``ShardStore`` that gets its empty databases from those that are no longer used.
+
+    ``has_moved``: rows of the ledger were written since somebody looked."""
+
+    has_moved = True
+
+    def _committed(self, group: Group) -> None:
+        super()._committed(group)
+        self.has_moved |= any(change.table == "ledger" for change in group.changes)
 
     def _empty_database(self) -> ShardDatabase:
         return _empty()

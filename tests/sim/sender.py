@@ -1,31 +1,31 @@
-"""A Sender process of the simulation: drives ``Sending`` as ``actors/sender.py`` does."""
+"""A Sender process of the simulation: drives ``Sending`` as ``actors/sender.py`` does.
+
+Its lanes are in ``tests.sim.lanes``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from manta.delivery.assignments import Assignment
 from manta.delivery.attempts import AttemptJournal, Entry, resolve
-from manta.delivery.lanes import Lane
-from manta.delivery.leasing import Lease
+from manta.delivery.lanes import Lane, Site
 from manta.delivery.retry import RetryPolicy
 from manta.delivery.senders import SenderKnown
-from manta.delivery.sending import Burst, Sending, SendingSettings, Wanted, outcome_of
+from manta.delivery.sending import Sending, SendingSettings
 from manta.delivery.settling import FenceSender, ResolveOrphans
-from manta.errors import Damaged, Fenced, OutcomeUnknown, StoreUnavailable
-from manta.ids import MessageRef
+from manta.errors import Damaged, Fenced, NotReady, OutcomeUnknown, StoreUnavailable
 from manta.store.journal import Journal
 from tests.faults import FaultyObjects
-from tests.sim.auditor import Violation
-from tests.sim.mutants import HastySending
-from tests.sim.scheduler import Died, Owner, Steps
+from tests.sim.lanes import LaneWork
+from tests.sim.network import Answered
+from tests.sim.scheduler import Died, Owner, Steps, Task
 
 if TYPE_CHECKING:
     from tests.sim.world import World
 
-LANES = 2
-LANE = Lane("mx-a", "mx-a", "relay", "relay")
 _FATAL = (Fenced, OutcomeUnknown, Damaged)
 
 
@@ -35,6 +35,8 @@ class SenderProcess(Owner):
 
     world: World | None = None
     epoch: int = 0
+    lanes: dict[Lane, LaneWork] = field(default_factory=dict)
+    storing: Task | None = None
 
     def __post_init__(self) -> None:
         assert self.world is not None
@@ -42,16 +44,40 @@ class SenderProcess(Owner):
         self.random, self.clock = self.w.random, self.w.clock
         self.prefix = f"w/journal/{self.name}"
         self.objects = FaultyObjects(self.w.held, self.random, self.w.faults())
-        self.sending: Sending | None = None
+        self.w.faulty.append(self.objects)
+        self.held: Sending | None = None
         self.settings = SendingSettings(
             fresh_s=self.w.fresh_s,
             not_sent_retry_s=5.0,
-            retry=RetryPolicy(20.0, wait_s_max=60.0),
+            retry=RetryPolicy(20.0, wait_s_max=60.0, greylisted_wait_s=30.0),
         )
 
+    @property
+    def sending(self) -> Sending:
+        assert self.held is not None
+        return self.held
+
+    def serve(self, method: str, arguments: tuple[Any, ...], answer: Answered) -> None:
+        """Calls of others; nothing is begun before the take-over is done."""
+        if self.held is None:
+            answer(NotReady(f"{self.name} is starting"))
+        elif method == "revoke":
+            self.revoke(*arguments)
+        else:
+            assert method == "assign", method
+            answer(self.assign(*arguments))
+
     def revoke(self, campaign_id: int | None, refs: Iterable[tuple[int, int]]) -> None:
-        if self.alive and self.sending is not None:
-            self.sending.revoke(campaign_id, refs)
+        self.sending.revoke(campaign_id, refs)
+
+    def assign(self, assignments: list[Assignment]) -> list[bool]:
+        for given in assignments:
+            lane = Lane(*given.lane)
+            work = self.lanes.get(lane)
+            if work is None:
+                work = self.lanes[lane] = LaneWork(self, lane)
+            work.assign(Site(*given.site), given.domains, given.except_domains, given.due)
+        return [True] * len(assignments)
 
     # -- start -----------------------------------------------------------------------------------
 
@@ -64,7 +90,7 @@ class SenderProcess(Owner):
             known.append(answer)
         while True:
             nonce = self.random.randbytes(16)
-            kind = self.w.journal_class or Journal
+            kind = self.w.mutant.journal or Journal
             raw = kind(
                 self.objects, self.prefix, self.name, nonce, self.clock, sleep=self.clock.advance
             )
@@ -83,14 +109,11 @@ class SenderProcess(Owner):
             yield from self._resolve(history, shards)
         except Fenced as error:
             raise Died from error
-        kind = HastySending if self.w.mutant.attempt_stored_late else Sending
-        self.sending = kind(
-            self.name, history.epoch, history.fence, history.low_water, self.settings
-        )
-        self.sending.resolved()
-        self.w.scheduler.spawn(self, self._store())
-        for _ in range(LANES):
-            self.w.scheduler.spawn(self, self._lane())
+        kind = self.w.mutant.sending or Sending
+        self.held = kind(self.name, history.epoch, history.fence, history.low_water, self.settings)
+        self.held.resolved()
+        self.storing = self.w.scheduler.spawn(self, self._store())
+        self.w.network.push("director", "sender_ready", (self.name,))
 
     def _resolve(self, history: Any, shards: list[int]) -> Steps:
         held = []
@@ -105,15 +128,19 @@ class SenderProcess(Owner):
                 command = ResolveOrphans(self.name, history.epoch, verdicts)
                 yield from self.w.call(shard, command)
 
-    # -- work ------------------------------------------------------------------------------------
+    def want_journal(self) -> None:
+        assert self.storing is not None
+        self.w.scheduler.wake(self.storing)
+
+    # -- the journal -----------------------------------------------------------------------------
 
     def _store(self) -> Steps:
         """The journal's one writer: everything that waits, one entry at a time."""
-        sending = self._sending()
+        sending = self.sending
         while True:
             entry = sending.next_entry()
             if entry is None:
-                yield 0.1
+                yield 5.0  # or until something waits
                 continue
             self.w.point(self, "before the attempts are stored" if entry.attempts else "")
             yield 0.01  # on its way
@@ -137,87 +164,6 @@ class SenderProcess(Owner):
 
     def _truncate(self) -> None:
         try:
-            self.journal.truncate(self._sending().low_water)
+            self.journal.truncate(self.sending.low_water)
         except StoreUnavailable:
             pass  # the next one will
-
-    def _lane(self) -> Steps:
-        """Lease, attempt, settle, again and again."""
-        sending = self._sending()
-        while True:
-            shard = self.random.choice(sorted(self.w.people))
-            if not self.w.has_work(shard):
-                yield 1.0
-                continue
-            lease_id = self.random.getrandbits(60)
-            self.w.point(self, "before a lease")
-            sending.open_lease(lease_id, shard, Wanted(LANE, self.random.randint(1, 6)))
-            while not sending.is_opened(lease_id):
-                yield 0.05
-            command = sending.lease_command(lease_id)
-            yield from self._ask(shard, command)
-            while lease_id in sending.leases:
-                burst = sending.take_burst(
-                    lease_id, self.random.randint(1, 4), self.clock.monotonic(), self.clock.now()
-                )
-                if burst is not None:
-                    yield from self._attempt(burst)
-                yield from self._settle(shard, lease_id)
-                yield 0.1
-            yield 1.0
-
-    def _ask(self, shard: int, command: Lease) -> Steps:
-        try:
-            grant, asked_s = yield from self.w.call(shard, command)
-        except Fenced as error:
-            raise Died from error
-        self.w.point(self, "after a grant")
-        self._sending().granted(command.lease_id, grant, asked_s, self.clock.now())
-
-    def _attempt(self, burst: Burst) -> Steps:
-        sending = self._sending()
-        while not (burst.is_stored or burst.is_refused):
-            yield 0.05
-        going = sending.on_the_wire(burst, self.clock.monotonic(), self.clock.now())
-        for ref in going:
-            self._check(ref)
-        for ref in going:
-            self.w.point(self, "before DATA")
-            yield 0.02
-            reply = yield from self.w.receiver.transact(ref)
-            outcome = outcome_of(
-                sending.tried(burst.lease_id, ref),
-                reply,
-                LANE.source,
-                self.clock.now(),
-                self.random,
-                self.settings,
-            )
-            self.w.note(f"{self.name} of epoch {self.epoch}: {ref.subscriber_id} {outcome.outcome}")
-            self.w.point(self, "after the reply")
-            sending.decide(burst.lease_id, outcome)
-
-    def _check(self, ref: MessageRef) -> None:
-        """Nobody is mailed later than the freshness limit after an unsubscribe was answered."""
-        unsubscribed_s = self.w.unsubscribed.get(ref.subscriber_id)
-        if unsubscribed_s is not None:
-            late_s = self.clock.monotonic() - unsubscribed_s
-            if late_s > self.settings.fresh_s:
-                raise Violation(f"{ref} goes out {late_s:.1f} s after an unsubscribe")
-
-    def _settle(self, shard: int, lease_id: int) -> Steps:
-        sending = self._sending()
-        settle = sending.next_settle(lease_id, self.clock.monotonic(), self.clock.now())
-        if settle is None:
-            return
-        self.w.point(self, "before a settle")
-        yield from self.w.call(shard, settle)
-        self.w.point(self, "after a settle")
-        if self.w.chance(0.1):
-            sending.settle_failed(lease_id)
-        else:
-            sending.settled(lease_id)
-
-    def _sending(self) -> Sending:
-        assert self.sending is not None
-        return self.sending

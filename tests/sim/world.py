@@ -1,49 +1,53 @@
-"""A small Manta that fails all the time: shards, Senders, a Director, a network, a receiver.
+"""A small Manta that fails all the time.
 
 Real: the commands, the shard's store with its DuckDB and journal, the hook, the attempt journal,
-``Sending`` and ``resolve``. Simulated: processes, network, clock, SMTP. First comes a time of
+``Sending`` and ``resolve``; the Throttle, the Reputation, the Resolver and the Director's assigner
+with their documents. Simulated: processes, network, clock, DNS, SMTP. First comes a time of
 trouble, then a calm in which everything works and everything has to come to its end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from random import Random
 from typing import Any
-
-import pyarrow as pa
+from unittest.mock import patch
 
 from manta.clock import ManualClock
-from manta.command import Change, Command, Context, Database, Decision, Op, Push
-from manta.delivery import settling
-from manta.delivery.campaign import CampaignPlan, CampaignState
-from manta.delivery.hooks import HookSettings, SendingHook, Work
-from manta.delivery.leasing import revoke_people
-from manta.delivery.ledger import Policy, State
-from manta.delivery.planning import PlanCampaign, SetCampaign
-from manta.errors import (
-    Damaged,
-    Fenced,
-    MantaError,
-    NotFound,
-    OutcomeUnknown,
-    RetryableError,
-    StoreUnavailable,
-)
+from manta.command import Command
+from manta.delivery import throttle, warmup
+from manta.delivery.campaign import CampaignPlan
+from manta.delivery.ledger import Policy
+from manta.delivery.ways import Ways, limits_of
+from manta.errors import MantaError, RetryableError
 from manta.ids import MessageRef
-from manta.store.shard import ShardStore, Stopped
+from manta.settings import EgressSource, Pool, PoolMember, Settings
+from manta.store.shard import ShardStore
 from tests.faults import NO_FAULTS, Faults, FaultyObjects, MemoryObjects
-from tests.sim.auditor import Auditor, Row
-from tests.sim.mutants import ForgetfulJournal, Mutant, replan
+from tests.sim.auditor import Auditor, Violation
+from tests.sim.directing import Campaign, direct
+from tests.sim.loop import Loop
+from tests.sim.mutants import Mutant
+from tests.sim.network import Network, Process
+from tests.sim.pacing import Pacing, gates_of
+from tests.sim.protection import (
+    BIG,
+    KINDS,
+    SMALL,
+    ActorProcess,
+    ThrottleProcess,
+    shaping,
+)
 from tests.sim.receiver import Receiver, Trouble
-from tests.sim.reuse import ReusingStore
 from tests.sim.scheduler import Died, Owner, Scheduler, Steps
 from tests.sim.sender import SenderProcess
+from tests.sim.shards import ShardProcess
 from tests.unit.delivery_shard import CAMPAIGN, plan
 
-STEPS_MAX = 60_000
+STEPS_MAX = 120_000
+CALM_S_MAX = 4 * 3600.0
 SENDER_POINTS = (
     "before a lease",
     "after a grant",
@@ -56,52 +60,22 @@ SENDER_POINTS = (
     "while it resolves",
 )
 SHARD_POINTS = ("before a group", "in the append", "after a commit")
+ACTOR_POINTS = ("before the throttle stores", "before the reputation stores")
 _TROUBLED_STORE = Faults(lose_reply=0.02, time_out=0.02, refuse=0.02, fail_read=0.01)
-_TROUBLED_MAIL = Trouble(0.06, 0.06, 0.08, 0.04, 0.05)
+_TROUBLED_MAIL = Trouble(0.06, 0.06, 0.08, 0.04, 0.05, 0.1)
+_START = datetime(2026, 1, 1, 10, 59, 15)  # soon there is a new hour, of which quotas know
+_PLAN = warmup.Plan({}, warmup.Schedule(warmup.OTHERS, (4, 6, 8), 0.5), 30, 0.5)
 
 
 @dataclass(frozen=True)
 class Size:
-    """How large a world is. The default keeps a run well below half a second."""
+    """How large a world is."""
 
     shards_max: int = 2
     people_max: int = 10
     senders: int = 2
-    trouble_steps: int = 900
-    disasters_max: int = 4
-
-
-@dataclass(frozen=True)
-class Write:
-    """Rows as other rooms' commands would write them."""
-
-    changes: tuple[Change, ...]
-    key: str | None = None
-
-    def decide(self, database: Database, context: Context) -> Decision:
-        return Decision(None, self.changes)
-
-
-@dataclass(frozen=True)
-class Unsubscribe:
-    """What an unsubscribe does to sending."""
-
-    subscriber_id: int
-    key: str | None = None
-
-    def decide(self, database: Database, context: Context) -> Decision:
-        change = Change("consents", Op.UPSERT, _consents([self.subscriber_id], "unsubscribed"))
-        return Decision(None, (change,), revoke_people(database, [self.subscriber_id]))
-
-
-@dataclass(eq=False)
-class ShardProcess(Owner):
-    """One incarnation of a shard."""
-
-    index: int = 0
-    number: int = 0
-    store: ShardStore | None = None  # None while it recovers
-    objects: FaultyObjects | None = None
+    trouble_s: float = 45.0
+    disasters_max: int = 5
 
 
 @dataclass
@@ -112,101 +86,160 @@ class World:
 
     def __post_init__(self) -> None:
         self.random = Random(self.seed)
-        self.clock = ManualClock()
+        self.clock = ManualClock(_START)
         self.scheduler = Scheduler(self.random, self.clock)
+        self.network = Network(self)
         self.held = MemoryObjects(self.clock)
-        self.receiver = Receiver(self.random)
-        policy = Policy.RESEND if self.random.random() < 0.2 else Policy.HOLD
-        self.auditor = Auditor({CAMPAIGN: policy})
-        self.policy = policy
+        self.faulty: list[FaultyObjects] = []
+        self.loops: list[Loop] = []
+        self.failure: BaseException | None = None
+        self.policy = Policy.RESEND if self.random.random() < 0.2 else Policy.HOLD
+        self.auditor = Auditor({CAMPAIGN: self.policy})
         # Safety must not rest on the freshness limit: some worlds have next to none.
         self.fresh_s = self.random.choice((5.0, 30.0))
         self.trap = ""
         self.troubled = False
         self.numbers = 0
+        self._make_people()
+        self._make_ways()
+        self.shards: dict[int, list[ShardProcess]] = {}  # the newest last
+        self.senders: dict[str, list[SenderProcess]] = {}
+        self.actors: dict[str, list[ActorProcess]] = {}
+        self.throttles: list[Any] = []  # all that there ever were
+        self.stores: list[ShardStore] = []
+        self.campaign = Campaign(CAMPAIGN)
+
+    def _make_people(self) -> None:
         count = 1 + int(self.random.random() ** 2 * self.size.shards_max)  # mostly one
         people = self.random.randint(4, self.size.people_max)
         self.people = {
             shard: [(shard << 40) + 1 + i for i in range(people // count)] for shard in range(count)
         }
         self.unsubscribed: dict[int, float] = {}
-        self.shards: dict[int, list[ShardProcess]] = {}  # the newest last
-        self.senders: dict[str, list[SenderProcess]] = {}
-        self.stores: list[ShardStore] = []
-        self.work: dict[int, list[Work]] = {}
-        self.director = Owner("director")
-        self.step = 0  # of the campaign
-        self.planned = False
-        self.cancelled = False
+        expires_s = self.random.choice((1e7, 1e7, 1e7, 90.0))
+        self.plan: CampaignPlan = plan(
+            policy=self.policy,
+            source="pool",
+            due_at=_START,
+            expires_at=_START + timedelta(seconds=expires_s),
+        )
+        self.audience = {
+            shard: {MessageRef(person, self.plan.message_key) for person in people}
+            for shard, people in self.people.items()
+        }
+
+    def _make_ways(self) -> None:
+        """One source or two, direct or relays, perhaps a cold one; tight limits."""
+        draw = self.random.random
+        names = ("mx-a", "mx-b")[: 2 if draw() < 0.6 else 1]
+        egress = []
+        for place, name in enumerate(names):
+            rate, burst = self.random.choice(((0.5, 1), (1.0, 3), (4.0, 4)))
+            is_cold = place == 1 and draw() < 0.5
+            egress.append(
+                EgressSource(
+                    name=name,
+                    kind="direct" if draw() < 0.65 else "relay",
+                    rate_per_s=rate,
+                    burst=burst,
+                    connections_max=3,
+                    cold_since="2026-01-01" if is_cold else "",
+                )
+            )
+        members = tuple(PoolMember(name, self.random.randint(1, 2)) for name in names)
+        senders = self.random.randint(1, self.size.senders)
+        self.settings = Settings(
+            shards=len(self.people),
+            senders=senders,
+            egress=tuple(egress),
+            pools=(Pool("pool", members),),
+        )
+        self.ways = Ways.of(self.settings)
+        self.pacing = Pacing(
+            gates_of(limits_of(self.settings), self.ways.direct, shaping()),
+            frozenset(self.ways.cold_since),
+            _PLAN,
+            _START,
+        )
+        sites = (BIG, SMALL, "d3.example", "big", "others")
+        greylisters = frozenset(site for site in sites if draw() < 0.15)
+        self.receiver = Receiver(self.random, self.clock, greylisters)
 
     # -- the run ---------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Raises ``Violation``."""
         try:
-            self._run()
+            with (
+                patch.object(warmup, "builtin", lambda: _PLAN),
+                patch.object(throttle, "builtin", shaping),
+                self.mutant.applied(),
+            ):
+                self._run()
         finally:
+            for owner in self._owners():
+                owner.alive = False  # what is collected of them does nothing any more
+            for loop in self.loops:
+                loop.abandon()
             for store in self.stores:
                 store.close()
 
     def _run(self) -> None:
         for shard in self.people:
             self.start_shard(shard)
-        for number in range(self.random.randint(1, self.size.senders)):
+        for role in KINDS:
+            self.start_actor(role)
+        for number in range(self.settings.senders):
             self.start_sender(f"sender-{number:02d}")
-        self.scheduler.spawn(self.director, self._direct())
+        self.scheduler.spawn(Owner("operator"), direct(self))
         self._set_trouble(True)
         disasters = self.random.randint(1, self.size.disasters_max)
         for _ in range(disasters):
-            self._steps(self.random.randint(1, self.size.trouble_steps // disasters))
+            self._for(self.random.uniform(0, 1.2 * self.size.trouble_s / disasters))
             self._disaster()
-        self._steps(self.size.trouble_steps // 4)
+        self._for(self.size.trouble_s / 4)
         self._set_trouble(False)
         self.trap = ""
         self._calm()
         for shard in self.people:
-            self._see(self.shards[shard][-1])
-        refs = {
-            shard: {MessageRef(person, self._plan().message_key) for person in people}
-            for shard, people in self.people.items()
-        }
-        self.auditor.finished(refs, self.receiver.taken)
+            if self.shards[shard][-1].store is not None:
+                self.shards[shard][-1].see()
+        self.auditor.finished(self.audience, self.receiver, self._are_all_direct())
 
-    def _steps(self, count: int) -> None:
-        for _ in range(count):
-            self.scheduler.step()
+    def _are_all_direct(self) -> bool:
+        return len(self.ways.direct) == len(self.settings.egress)
+
+    def _for(self, seconds: float) -> None:
+        until_s = self.clock.monotonic() + seconds
+        while self.clock.monotonic() < until_s:
+            self._step()
+
+    def _step(self) -> None:
+        self.scheduler.step()
+        if self.failure is not None:
+            raise self.failure
 
     def _calm(self) -> None:
-        """Nothing more fails. Whoever stands still wakes up, and everything comes to its end."""
-        for step in range(STEPS_MAX):
-            if step % 100 == 0 and self.planned and self._is_finished():
-                return
-            self.scheduler.step()
-        # The auditor says what is stuck.
+        """Everybody lives, nothing fails any more: until all messages have come to their end."""
+        began_s = self.clock.monotonic()
+        looked = 0
+        for _ in range(STEPS_MAX):
+            self._step()
+            looked += 1
+            if looked >= 50 and self.campaign.is_planned:
+                looked = 0
+                if self.auditor.is_over(self.audience):
+                    return
+            if self.clock.monotonic() - began_s > CALM_S_MAX:
+                break
+        raise Violation(f"it does not come to its end: {self.auditor.pending()}")
 
-    def _is_finished(self) -> bool:
-        now_s = self.clock.monotonic()
-        if any(s.alive and s.stopped_until > now_s for all in self.senders.values() for s in all):
-            return False
-        stores = [processes[-1].store for processes in self.shards.values()]
-        return all(
-            store is not None
-            and not store.database.rows(
-                "SELECT 1 FROM ledger WHERE state IN ('planned', 'leased', 'orphaned') LIMIT 1"
-            )
-            for store in stores
-        )
-
-    def _set_trouble(self, on: bool) -> None:
-        self.troubled = on
-        self.receiver.trouble = _TROUBLED_MAIL if on else Trouble()
-        for processes in self.shards.values():
-            for process in processes:
-                if process.objects is not None:
-                    process.objects.faults = self.faults()
-        for senders in self.senders.values():
-            for sender in senders:
-                sender.objects.faults = self.faults()
+    def _set_trouble(self, troubled: bool) -> None:
+        self.troubled = troubled
+        self.note("trouble begins" if troubled else "calm begins")
+        self.receiver.trouble = _TROUBLED_MAIL if troubled else Trouble()
+        for objects in self.faulty:
+            objects.faults = self.faults()
 
     def faults(self) -> Faults:
         return _TROUBLED_STORE if self.troubled else NO_FAULTS
@@ -215,18 +248,28 @@ class World:
         """Whether trouble of this share happens now."""
         return self.troubled and self.random.random() < share
 
+    def failed(self, error: BaseException) -> None:
+        """Something fell out of a process that should not have."""
+        if self.failure is None and not isinstance(error, MantaError):
+            self.failure = error
+
+    def _owners(self) -> list[Owner]:
+        groups = (*self.shards.values(), *self.senders.values(), *self.actors.values())
+        return [owner for group in groups for owner in group] + self.throttles
+
     # -- disasters -------------------------------------------------------------------------------
 
     def _disaster(self) -> None:
         """Something at a random moment, or a trap at one of the points where it hurts."""
-        if self.random.random() < 0.7:
-            self.trap = self.random.choice((*SENDER_POINTS, *SHARD_POINTS))
+        if self.random.random() < 0.5:
+            self.trap = self.random.choice((*SENDER_POINTS, *SHARD_POINTS, *ACTOR_POINTS))
             return
         disasters: list[Callable[[], None]] = [
             self._split_shard,
             self._stop_sender,
             self._lose_journal,
             self._lose_journal,
+            *[self._hit_actor] * 6,
         ]
         self.random.choice(disasters)()
 
@@ -241,8 +284,25 @@ class World:
             raise Died
         if draw < 0.9 and isinstance(owner, SenderProcess):
             self._split(owner)
+        elif draw < 0.9 and isinstance(owner, ActorProcess):
+            self.start_actor(owner.name)
         else:
             owner.stopped_until = self.clock.monotonic() + self.random.uniform(5, 60)
+
+    def _hit_actor(self) -> None:
+        """Kill it, stop it, or start a second one beside."""
+        role = self.random.choice(("throttle", "throttle", "reputation", "resolver", "director"))
+        actor = self.actors[role][-1]
+        draw = self.random.random()
+        if draw < 0.4:
+            self.note(f"{role} is killed")
+            actor.die()
+        elif draw < 0.6:
+            self.note(f"{role} is stopped")
+            actor.stopped_until = self.clock.monotonic() + self.random.uniform(1, 20)
+        else:
+            self.note(f"a second {role}")
+            self.start_actor(role)
 
     def _split_shard(self) -> None:
         """A second incarnation although the first lives."""
@@ -285,289 +345,97 @@ class World:
         old.stopped_until = self.clock.monotonic() + self.random.uniform(0.2, 12)
         self.start_sender(old.name)
 
-    # -- shards ----------------------------------------------------------------------------------
+    # -- processes -------------------------------------------------------------------------------
 
     def start_shard(self, shard: int) -> None:
         self.numbers += 1
-        process = ShardProcess(f"shard-{shard:03d}", index=shard, number=self.numbers)
-        process.on_death = lambda: self._restart_shard(process)
-        processes = self.shards.setdefault(shard, [])
+        process = ShardProcess(f"shard-{shard:03d}", world=self, index=shard, number=self.numbers)
+        process.on_death = lambda: self._restart(process, self.shards[shard], self.start_shard)
+        self._join(self.shards.setdefault(shard, []), process, 2)
+        self.scheduler.spawn(process, process.run())
+
+    def start_sender(self, name: str) -> None:
+        sender = SenderProcess(name, world=self)
+        sender.on_death = lambda: self._restart(sender, self.senders[name], self.start_sender)
+        self._join(self.senders.setdefault(name, []), sender, 3)
+        self.scheduler.spawn(sender, sender.main())
+
+    def start_actor(self, role: str) -> None:
+        self.numbers += 1
+        process = KINDS[role](role, world=self)
+        process.number = self.numbers
+        process.on_death = lambda: self._restart(process, self.actors[role], self.start_actor)
+        if isinstance(process, ThrottleProcess):
+            self.throttles.append(process)
+        self._join(self.actors.setdefault(role, []), process, 3)
+
+    def _join(self, processes: list[Any], process: Owner, kept: int) -> None:
+        """The newest of its role; of earlier ones the last few live on."""
         processes.append(process)
-        del processes[:-2]
-        self.scheduler.spawn(process, self._run_shard(process))
+        for old in processes[:-kept]:
+            old.alive = False
+        del processes[:-kept]
 
-    def _restart_shard(self, process: ShardProcess) -> None:
-        self.note(f"{process.name} #{process.number} dies")
-        if self.shards[process.index][-1] is process:
-            self.start_shard(process.index)
+    def _restart(self, process: Any, processes: list[Any], start: Callable[[Any], None]) -> None:
+        self.note(f"{process.name} dies")
+        if processes[-1] is not process:
+            return
 
-    def _run_shard(self, process: ShardProcess) -> Steps:
-        yield 1.0
-        process.objects = FaultyObjects(self.held, self.random, self.faults())
-        hook = SendingHook(self.clock, HookSettings(20.0, 5.0, 2.0, 2.0))
-        while True:
-            nonce = self.random.randbytes(16)
-            store = ReusingStore(
-                process.objects, "w", process.index, nonce, self.clock, self.random, None, (hook,)
-            )
-            self.stores.append(store)
-            store.journal._sleep = self.clock.advance
-            try:
-                store.recover()
-                break
-            except (StoreUnavailable, OutcomeUnknown):
-                yield 0.5
-            except Fenced as error:
-                raise Died from error
-        process.store = store
-        self.auditor.recovered(process.index, self._view(store), _planned(store))
-        self.note(f"{process.name} #{process.number} has epoch {store.epoch}")
-        while True:
-            wait_s = self._run_hooks(process)
-            yield wait_s
+        def later() -> Steps:
+            if processes[-1] is process:
+                start(process.index if isinstance(process, ShardProcess) else process.name)
+            return
+            yield
 
-    def _run_hooks(self, process: ShardProcess) -> float:
-        assert process.store is not None
-        result = process.store.run_hooks()
-        self._push(result.pushes)
-        if result.commands:
-            self.execute(process, result.commands)
-        wake = result.next_wake
-        wait_s = 5.0 if wake is None else (wake - self.clock.now()).total_seconds()
-        return min(max(wait_s, 0.5), 5.0)
+        self.scheduler.spawn(Owner("init"), later(), self.random.uniform(0.1, 1.0))
 
-    def execute(self, process: ShardProcess, commands: Sequence[Command]) -> list[Any]:
-        """Run a group in one incarnation; it may die of it. Its answers."""
-        store = process.store
-        assert store is not None and process.objects is not None
-        before, faults = store.sequence, process.objects.faults
-        self.point(process, "before a group")
-        if self.trap == "in the append":
-            self.trap = ""
-            doubt = Faults(lose_reply=1.0) if self.random.random() < 0.5 else Faults(time_out=1.0)
-            process.objects.faults = replace(doubt, fail_read=1.0)
-        if self.mutant.replan_by_time:
-            commands = [_Replan(c) if isinstance(c, settling.Orphan) else c for c in commands]
-        try:
-            outcomes = store.execute(commands)
-        except Stopped as error:
-            self.note(f"{process.name} #{process.number} stops: {error}")
-            raise Died from error
-        finally:
-            process.objects.faults = faults
-        if store.sequence != before:
-            self._see(process)
-        names = ", ".join(type(command).__name__ for command in commands)
-        self.note(f"{process.name} #{process.number} {names}: {_short(outcomes[0].answer)}")
-        for outcome in outcomes:
-            self._push(outcome.pushes)
-        self.point(process, "after a commit")
-        return [outcome.answer for outcome in outcomes]
-
-    def _see(self, process: ShardProcess) -> None:
-        store = process.store
-        assert store is not None
-        self.auditor.committed(
-            process.index, store.sequence, process.number, self._view(store), _planned(store)
-        )
-
-    def _view(self, store: ShardStore) -> dict[MessageRef, Row]:
-        rows = store.database.rows(
-            "SELECT subscriber_id, message_key, state, campaign_id FROM ledger"
-        )
-        return {MessageRef(who, key): Row(State(state), i) for who, key, state, i in rows}
+    def resolve(self, name: str, epoch: int) -> None:
+        """A Sender that does not answer for its leases is replaced: the next one resolves."""
+        newest = self.senders[name][-1]
+        if newest.epoch == epoch and newest.alive:
+            self.start_sender(name)
 
     # -- the network -----------------------------------------------------------------------------
+
+    def reach(self, role: str) -> Process | None:
+        """Whom a call finds: mostly the newest incarnation, sometimes an old one."""
+        if role.startswith("shard-"):
+            known: list[Any] = self.shards[int(role[-3:])]
+        else:
+            known = self.senders.get(role) or self.actors.get(role) or []
+        processes = [process for process in known if process.alive]
+        if not processes:
+            return None
+        if len(processes) > 1 and self.chance(0.5):
+            return self.random.choice(processes)
+        return processes[-1]
 
     def call(self, shard: int, command: Command) -> Steps:
         """(answer, when the answered call left); retried under the same key until answered.
 
         Requests and answers get lost, come twice and late, and reach old incarnations.
         """
+        role = f"shard-{shard:03d}"
         while True:
             left_s = self.clock.monotonic()
-            yield 0.02
-            if self.chance(0.04):
-                yield 0.5
-                continue
-            process = self._reach(shard)
-            if process is None:
-                yield 0.5
-                continue
-            try:
-                (answer,) = self.execute(process, [command])
-            except Died:
-                process.die()
-                yield 0.5
-                continue
             if self.chance(0.05):
-                late = Owner("network")
-                self.scheduler.spawn(late, self._deliver_late(shard, command), 20.0)
-            yield 0.02
-            if isinstance(answer, RetryableError) or self.chance(0.04):
+                self.scheduler.spawn(Owner("network"), self._deliver_late(role, command), 20.0)
+            try:
+                (answer,) = yield from self.network.ask(role, "execute", [command], within_s=1.0)
+            except RetryableError:
+                yield 0.5
+                continue
+            if isinstance(answer, RetryableError):
                 yield 0.5
                 continue
             if isinstance(answer, MantaError):
                 raise answer
             return answer, left_s
 
-    def _deliver_late(self, shard: int, command: Command) -> Steps:
-        yield 0.0
-        process = self._reach(shard)
-        if process is not None:
-            try:
-                self.execute(process, [command])
-            except Died:
-                process.die()
-
-    def _reach(self, shard: int) -> ShardProcess | None:
-        """Whom a call finds: mostly the newest incarnation, sometimes an old one."""
-        processes = [p for p in self.shards[shard] if p.alive and p.store is not None]
-        if not processes:
-            return None
-        newest = processes[-1]
-        return self.random.choice(processes) if self.chance(0.5) else newest
-
-    def _push(self, pushes: Sequence[Push]) -> None:
-        for push in pushes:
-            if self.chance(0.2):
-                continue
-            if push.method == "revoke":
-                for sender in self.senders.get(push.to, []):
-                    sender.revoke(*push.arguments)
-            elif push.method == "work":
-                shard, report = push.arguments
-                self.work[shard] = report
-            elif push.method == "orphans":
-                _, orphaned = push.arguments
-                for name, epoch in orphaned:
-                    self._resolve(name, epoch)
-
-    def has_work(self, shard: int) -> bool:
-        """As far as the last report that was not lost tells."""
-        now = self.clock.now()
-        return any(
-            work.due or (work.next_due_at is not None and work.next_due_at <= now)
-            for work in self.work.get(shard, [])
-        )
-
-    def _resolve(self, name: str, epoch: int) -> None:
-        """A Sender that does not answer for its leases is replaced: the next one resolves."""
-        newest = self.senders[name][-1]
-        if newest.epoch == epoch and newest.alive:
-            self.start_sender(name)
-
-    # -- Senders and the Director ----------------------------------------------------------------
-
-    def start_sender(self, name: str) -> None:
-        sender = SenderProcess(name, world=self)
-        sender.on_death = lambda: self._restart_sender(sender)
-        senders = self.senders.setdefault(name, [])
-        senders.append(sender)
-        del senders[:-3]
-        self.scheduler.spawn(sender, sender.main())
-
-    def _restart_sender(self, sender: SenderProcess) -> None:
-        self.note(f"{sender.name} of epoch {sender.epoch} dies")
-        if self.senders[sender.name][-1] is sender:
-            self.start_sender(sender.name)
-
-    @property
-    def journal_class(self) -> type[Any] | None:
-        return ForgetfulJournal if self.mutant.epochs_deleted else None
-
-    def _plan(self) -> CampaignPlan:
-        now = ManualClock().now()
-        return plan(policy=self.policy, due_at=now, expires_at=now + timedelta(days=365))
-
-    def _direct(self) -> Steps:
-        """Bring in the people, plan, pause, resume, perhaps cancel; people unsubscribe."""
-        for shard, people in self.people.items():
-            yield from self.call(shard, Write(_people(people), f"import:{shard}"))
-        yield from self._set(CampaignState.RUNNING)
-        for shard in self.people:
-            after, done = -1, False
-            while not done:
-                limit = self.random.randint(3, 20)
-                command = PlanCampaign(CAMPAIGN, after, limit, f"plan:{shard}:{after}:{limit}")
-                try:
-                    answer, _ = yield from self.call(shard, command)
-                except NotFound:  # said by a replaced incarnation: the Director looks again
-                    yield 1.0
-                    continue
-                after, done = answer["last_subscriber"], answer["done"]
-        self.planned = True
-        while self.troubled:
-            yield 3.0
-            draw = self.random.random()
-            if draw < 0.25:
-                shard = self.random.choice(sorted(self.people))
-                person = self.random.choice(self.people[shard])
-                yield from self.call(shard, Unsubscribe(person))
-                self.unsubscribed.setdefault(person, self.clock.monotonic())
-            elif draw < 0.35:
-                yield from self._set(CampaignState.PAUSED)
-                yield 2.0
-                yield from self._set(CampaignState.RUNNING)
-            elif draw < 0.37:
-                self.cancelled = True
-                yield from self._set(CampaignState.CANCELLED)
-                return
-
-    def _set(self, state: CampaignState) -> Steps:
-        self.step += 1
-        definition = self._plan().to_json()
-        for shard in self.people:
-            key = f"campaign:{self.step}:{shard}"
-            yield from self.call(shard, SetCampaign(key, CAMPAIGN, state, definition, self.step))
+    def _deliver_late(self, role: str, command: Command) -> Steps:
+        self.network.send(role, "execute", ([command],))
+        return
+        yield
 
     def note(self, text: str) -> None:
         self.scheduler.note(text)
-
-
-@dataclass(frozen=True)
-class _Replan:
-    command: settling.Orphan
-    key: str | None = None
-
-    def decide(self, database: Database, context: Context) -> Decision:
-        return replan(self.command, database, context)
-
-
-def _planned(store: ShardStore) -> int:
-    return int(store.database.rows("SELECT coalesce(sum(planned_rows), 0) FROM campaigns")[0][0])
-
-
-def _people(ids: list[int]) -> tuple[Change, ...]:
-    """Most may be mailed; each ninth has no address, each seventh no consent."""
-    profiles = pa.table(
-        {
-            "subscriber_id": pa.array(ids, pa.int64()),
-            "email": [None if i % 9 == 8 else f"p{i}@d{i % 3}.example" for i in ids],
-        }
-    )
-    consenting = [i for i in ids if i % 7 != 6]
-    return (
-        Change("profiles", Op.UPSERT, profiles),
-        Change("consents", Op.UPSERT, _consents(consenting, "subscribed")),
-    )
-
-
-def _consents(ids: list[int], status: str) -> pa.Table:
-    return pa.table(
-        {
-            "subscriber_id": pa.array(ids, pa.int64()),
-            "channel": pa.repeat("email", len(ids)),
-            "topic": pa.repeat("news", len(ids)),
-            "status": pa.repeat(status, len(ids)),
-        }
-    )
-
-
-def _short(answer: Any) -> str:
-    if isinstance(answer, tuple) and hasattr(answer, "rows"):
-        return f"{answer.rows.num_rows} rows"
-    return f"{answer}"[:120]
-
-
-__all__ = ["Damaged", "Mutant", "Size", "World"]
