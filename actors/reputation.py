@@ -2,12 +2,13 @@
 
 The decisions are ``manta.delivery.reputation``'s. Here they are made at most every ``DECIDE_S``
 while something is seen, and every ``TICK_S`` while an action holds, so that what has its time ends
-in time. A ruling is journaled, then applied, then told; the law is told again every ``TELL_S``
-while anything is active, since a push may be lost. The Director is asked to pause a campaign until
-it has answered; it acts on each action once, so that a campaign which somebody resumed is not
-paused again by an old one.
+in time. A ruling is journaled, then applied, then told; the law is told at the start and again
+every ``TELL_S``, since a push may be lost: one that nobody heard must not leave an action at work
+that was undone. The Director is asked to pause a campaign until it has answered; it acts on each
+action once, so that a campaign which somebody resumed is not paused again by an old one.
 
-On crash: actions, courses and the operator's shaping are journaled. Windows are rebuilt from the
+On crash: actions, courses and the operator's shaping are journaled. Where the journal is lost, the
+law begins with a version that none before it had, or nobody would listen to it. Windows are rebuilt from the
 shards, each as soon as it answers: what it has on record from before this process began. Live
 observations count from then on; a late one about the time before waits for no rebuilding and is
 left to it. What people do is read from the shards each minute (``manta.delivery.recall``).
@@ -40,7 +41,7 @@ from manta.delivery.reputation import Reputation
 from manta.delivery.rulings import Head, Ruling
 from manta.delivery.shaping import Shaping
 from manta.delivery.standing import standing
-from manta.delivery.windows import Unit
+from manta.delivery.windows import Unit, seconds
 from manta.errors import InvalidRequest, MantaError
 from manta.settings import EgressSource
 from manta.store.documents import Documents
@@ -60,8 +61,8 @@ logger = logging.getLogger("manta.actors")
 
 
 class ReputationActor(JournaledActor):
-    """``base``: the shipped shaping with the operator's file over it; the text that is set at run
-    time goes over both. ``find_handles`` waits for the Catalog."""
+    """``base``: the shipped shaping, which the operator's text goes over. ``find_handles`` waits for
+    the Catalog."""
 
     role = "reputation"
 
@@ -96,14 +97,14 @@ class ReputationActor(JournaledActor):
 
     async def recovered(self) -> None:
         """What was journaled holds; windows follow."""
-        head = self._documents.get("law", "head") or {}
+        now = self._clock.now()
+        head = self._documents.get("law", "head") or {"version": int(seconds(now))}
         self._state.restore(
-            Head(head.get("version", 0), head.get("last_action", 0), head.get("shaping_text", "")),
+            Head(head["version"], head.get("last_action", 0), head.get("shaping_text", "")),
             [Action.from_document(document) for document in self._documents.list("actions")],
             [Course.from_document(document) for document in self._documents.list("courses")],
         )
         self._take_shaping(self._state.head.shaping_text)
-        now = self._clock.now()
         for action in self._state.law(now).actions:
             if action.kind is ActionKind.PAUSE:
                 self._untold[action.id] = action
@@ -138,7 +139,7 @@ class ReputationActor(JournaledActor):
                 await self._tell_director()
             except MantaError as error:
                 logger.warning("reputation decides again: %s", error)
-            if self._clock.monotonic() - self._told_at_s >= TELL_S and self._active():
+            if self._clock.monotonic() - self._told_at_s >= TELL_S:
                 self._tell_law()
             await asyncio.sleep(DECIDE_S)
 
