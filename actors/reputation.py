@@ -8,10 +8,10 @@ that was undone. The Director is asked to pause a campaign until it has answered
 action once, so that a campaign which somebody resumed is not paused again by an old one.
 
 On crash: actions, courses and the operator's shaping are journaled. Where the journal is lost, the
-law begins with a version that none before it had, or nobody would listen to it. Windows are rebuilt from the
-shards, each as soon as it answers: what it has on record from before this process began. Live
-observations count from then on; a late one about the time before waits for no rebuilding and is
-left to it. What people do is read from the shards each minute (``manta.delivery.recall``).
+law begins with a version that none before it had, or nobody would listen to it. Windows are rebuilt
+from the shards, each as soon as it answers: what it has on record from before this process began.
+Live observations count from then on; a late one about the time before waits for no rebuilding and
+is left to it. What people do is read from the shards each minute (``manta.delivery.recall``).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ logger = logging.getLogger("manta.actors")
 
 
 class ReputationActor(JournaledActor):
-    """``base``: the shipped shaping, which the operator's text goes over. ``find_handles`` waits for
+    """``base``: the shipped shaping; the operator's text goes over it. ``find_handles`` waits for
     the Catalog."""
 
     role = "reputation"
