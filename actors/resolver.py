@@ -130,6 +130,7 @@ class Resolver:
         self._law_version = -1
         self._shaping_text: str | None = None
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        self._faults = 0  # of our own, over single domains
 
     async def sites(self, domains: Sequence[str], direct: bool) -> dict[str, Site | None]:
         """The site of each domain; ``None`` where it cannot be told now: ask again later.
@@ -144,7 +145,11 @@ class Resolver:
 
         async def work() -> None:
             for domain in waiting:
-                found[domain] = await self._site(domain)
+                try:
+                    found[domain] = await self._site(domain)
+                except Exception:  # whatever a stranger's server made of it, the others go on
+                    logger.exception("looking up %r failed", domain)
+                    self._faults += 1
 
         tasks = [asyncio.ensure_future(work()) for _ in range(min(DOMAINS_AT_ONCE, len(found)))]
         if tasks:
@@ -153,9 +158,7 @@ class Resolver:
             finally:
                 for task in tasks:
                     task.cancel()
-            for ended in await asyncio.gather(*tasks, return_exceptions=True):
-                if isinstance(ended, Exception):
-                    raise ended
+            await asyncio.gather(*tasks, return_exceptions=True)
         return found
 
     async def routes(self, site: Site) -> list[Route]:
@@ -225,6 +228,7 @@ class Resolver:
             "domains": len(self._kept),
             "shaping": self._shaping.version,
             "law_version": self._law_version,
+            "faults": self._faults,
             "dns": self._dns.status(),
             "mta_sts": self._policies.status(),
         }

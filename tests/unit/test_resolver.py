@@ -185,6 +185,21 @@ async def test_a_call_ends_in_time_with_what_it_has(world):
     assert {domain for domain, site in sites.items() if site} == {"a.example"}
 
 
+async def test_a_fault_over_one_domain_keeps_no_other_waiting(world, caplog):
+    world.domain("a.example", "x.example")
+    world.policy("b.example", "1", "enforce", "x.example", max_age_s=600)
+    world.domain("b.example", "x.example")
+
+    async def fails(domain: str) -> bytes | None:
+        raise RuntimeError("bytes that nobody thought of")
+
+    world.policies._fetch = fails
+    found = await world.resolver.sites(["b.example", "a.example"], True)
+    assert found["b.example"] is None and found["a.example"].exchangers == (("x.example",),)
+    assert (await world.resolver.status())["faults"] == 1
+    assert "b.example" in caplog.text
+
+
 async def test_the_law_tells_providers_and_a_bad_or_older_one_changes_nothing(world):
     world.domain("a.example", "x.known.example")
     assert (await world.site("a.example")).provider == "x.known.example"
