@@ -20,7 +20,7 @@ class ActionKind(StrEnum):
     SUSPEND = "suspend"  # nothing goes out within the scope
     LIMIT = "limit"  # narrower limits
     BOUNCE = "bounce"  # what is waiting within the scope fails, with the cause as its reason
-    PAUSE = "pause"  # the campaign is paused as a whole; needs ``campaign_id``
+    PAUSE = "pause"  # the Director pauses the campaign as a whole; needs ``campaign_id`` alone
 
 
 @dataclass(frozen=True)

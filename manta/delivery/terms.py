@@ -4,6 +4,7 @@ They are made when a lane is first asked for and again after the law, the shapin
 acting actions has changed; then a grant only looks at them. An action narrows the gate that its
 scope names: the source's, the provider's or the site's; where a relay has no such gate it gets one
 while the action lasts. An action about campaigns leaves the gates alone: it names the campaigns.
+A pause is no term at all: it is the Director's, and a person who resumes the campaign overrules it.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def terms_of(
     suspensions = [a.until for a in slowing if _suspends(a)]
     slowed_at = [_place(a) for a in slowing if a.limits.rate_per_s is not None or _suspends(a)]
     about = [(a, c) for a in acting if is_about_campaigns(a) for c in campaigns_of(a)]
-    suspended = {c for a, c in about if a.kind in (ActionKind.SUSPEND, ActionKind.PAUSE)}
+    suspended = {c for a, c in about if _suspends(a)}
     bouncing = [(0, a.cause) for a in whole if a.kind is ActionKind.BOUNCE]
     bouncing += [(c, a.cause) for a, c in about if a.kind is ActionKind.BOUNCE]
     bounced = dict(reversed(bouncing))  # of several causes the first

@@ -216,10 +216,9 @@ class ThrottleProcess(ActorProcess):
         suspended = [a for a in whole if a.kind is ActionKind.SUSPEND]
         if suspended and grant.permits and not bounced:
             raise Violation(f"{lane} gets permits while {suspended[0].cause} suspends it")
-        stopping = (ActionKind.SUSPEND, ActionKind.PAUSE)
         for action in about:
-            campaign = action.scope.campaign_id
-            stopped = campaign and action.kind in stopping and grant.permits and not bounced
+            campaign, suspends = action.scope.campaign_id, action.kind is ActionKind.SUSPEND
+            stopped = campaign and suspends and grant.permits and not bounced
             failing = {c for c, _ in grant.bounces}
             if stopped and campaign not in grant.without and campaign not in failing:
                 raise Violation(f"campaign {campaign} may be leased while {action.cause}")

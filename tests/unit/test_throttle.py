@@ -191,6 +191,11 @@ def test_actions_about_campaigns_leave_the_lane_alone():
     assert t.grant("s0", SMALL, 10, 0.0, now=NOW)[3:] == ((), False, ())
 
 
+def test_a_pause_is_the_directors_and_no_campaign_is_held_that_somebody_resumed():
+    t = throttle(law=law(act(ActionKind.PAUSE, campaign_id=7)))
+    assert t.grant("s0", GMAIL, 10, 0.0, now=NOW).without == ()
+
+
 def test_what_bounces_as_a_whole_costs_no_permits():
     t = throttle(law=law(act(ActionKind.BOUNCE, "blocked for good", provider="google")))
     before = t.grant("s0", SMALL, 1, 0.0, now=NOW).permits
