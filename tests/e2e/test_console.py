@@ -103,6 +103,8 @@ async def test_what_holds_mail_is_shown_and_undone(browser):
         await expect(lanes.locator("tr", has_text="outlook")).to_contain_text("held")
         await expect(lanes.locator("tr", has_text="outlook")).to_contain_text("until")
         await expect(lanes.locator("tr", has_text="onerror")).to_contain_text(HOSTILE)
+        mx_b = lanes.locator("tr", has_text="mx-b").filter(has_text="google")
+        await expect(mx_b).to_contain_text("warm-up, day 1 of 35")
         warm = page.get_by_role("region", name="Warm-up")
         await expect(warm.locator("tr", has_text="google")).to_contain_text("day 1 of 35")
         await expect(warm.locator("tr", has_text="google")).to_contain_text("of 50")

@@ -121,6 +121,7 @@ async function signIn(key, problem) {
 function enter(caller) {
   who = caller;
   sections.hidden = false;
+  sections.querySelector("[href='#/delivery']").hidden = !shell.may("delivery:read");
   sessionBox.replaceChildren(
     h("span.mute", null, who.name),
     h("button", { type: "button", onclick: () => shell.attempt(async () => { await api.signOut(); showSignIn(); }) }, "Sign out"),

@@ -16,11 +16,20 @@ const rate = (perSecond) =>
 export const away = (name, part) =>
   h("p.card.empty", null, `${name} does not answer${part?.reason ? `: ${part.reason}` : " yet"}.`);
 
-function why(lane, active) {
-  if (!lane.causes.length && !lane.without.length) return h("span.mute", null, "–");
+// The quota of a lane: its provider's own, or the one that all others share.
+function quota(lane, quotas) {
+  const mine = quotas.filter((one) => one.source === lane.source);
+  const found = mine.find((one) => one.group === lane.provider) ?? mine.find((one) => one.group === "others");
+  return found && !found.is_warm ? found : null;
+}
+
+function why(lane, active, quotas) {
+  const cold = quota(lane, quotas);
+  if (!lane.causes.length && !lane.without.length && !cold) return h("span.mute", null, "–");
   const until = (cause) => active.filter((one) => one.cause === cause && covers(one.scope, lane)).map((one) => one.until).sort().at(-1);
   return [
     lane.causes.map((cause) => h("div", null, cause, until(cause) && h("span.mute", null, ` until ${time(until(cause))}`))),
+    cold && h("div", null, `warm-up, day ${cold.day} of ${cold.days}`, cold.wait_s > 0 && h("span.mute", null, ` quota used up, more in ${duration(cold.wait_s)}`)),
     lane.without.length ? h("div.mute", null, `without campaigns ${lane.without.map((id) => `#${id}`).join(", ")}`) : null,
   ];
 }
@@ -33,7 +42,7 @@ function lanes({ throttle, active }) {
     h("td.number", null, lane.rate_per_s === 0 ? h("span.pill.failed", null, "held") : rate(lane.rate_per_s)),
     h("td.number", null, count(Math.floor(lane.available))),
     h("td.number", null, `${count(lane.connections)}${lane.connections_max < BOUNDLESS ? ` of ${count(lane.connections_max)}` : ""}`),
-    h("td.cause", null, why(lane, active)),
+    h("td.cause", null, why(lane, active, throttle.warmup ?? [])),
   ]);
   const more = throttle.lanes_total - throttle.lanes.length;
   return [

@@ -73,7 +73,7 @@ export function table(caption, columns, rows, nothing = "Nothing.") {
   const cell = (value) => (value instanceof HTMLTableCellElement ? value : h("td", null, value));
   return h(
     "div.scroll",
-    { role: "region", "aria-label": caption, tabindex: 0 },
+    { role: "region", "aria-label": caption, tabindex: 0, "data-key": `table ${caption}` },
     h(
       "table",
       null,
