@@ -24,6 +24,7 @@ import re2
 from manta.delivery import bounce, bounce_prose
 from manta.delivery.bounce import Action, Recipient, first_address
 from manta.delivery.bounce_prose import Prose
+from manta.delivery.classification import Category
 from manta.delivery.feedback import NO_COMPLAINT, NOT_SPAM, feedback_of, is_redacted
 from manta.delivery.mailparts import Fields, Part, parse, split_fields, words_of
 from manta.delivery.observations import BounceClass
@@ -231,6 +232,8 @@ def _as_report(mail: _Mail, original: Original) -> Arrival | None:
         return _as_prose_bounce(mail, original, is_report=True)
     explained = [_explained(recipient, mail.prose) for recipient in recipients]
     actions = {recipient.action for recipient in explained}
+    if all(recipient.category == Category.CHALLENGE_RESPONSE for recipient in explained):
+        return Arrival(ArrivalKind.CHALLENGE, (), original)
     if Action.FAILED in actions:
         kind = ArrivalKind.BOUNCE
     elif Action.DELAYED in actions:
@@ -281,7 +284,7 @@ def _reason(mail: _Mail) -> str:
 
 
 def _as_prose_bounce(mail: _Mail, original: Original, is_report: bool = False) -> Arrival | None:
-    if not is_report and not _is_bounce(mail):
+    if not is_report and not _is_bounce(mail, original):
         return None
     is_delay = _is_delay(mail)
     action = Action.DELAYED if is_delay else Action.FAILED
@@ -289,16 +292,40 @@ def _as_prose_bounce(mail: _Mail, original: Original, is_report: bool = False) -
     return Arrival(ArrivalKind.DELAY if is_delay else ArrivalKind.BOUNCE, recipients, original)
 
 
-def _is_bounce(mail: _Mail) -> bool:
-    """Whether a system says that mail was not delivered.
+def _is_bounce(mail: _Mail, original: Original) -> bool:
+    """Whether a system says that mail was not delivered, and the mail is built as systems do it:
+    words alone prove nothing, as "your parcel could not be delivered" from a "Mail Team" shows."""
+    return _says_undelivered(mail) and _is_built_as_a_bounce(mail, original)
 
-    The witnesses are who writes, the empty return path, the subject and the text; the less a
+
+def _is_built_as_a_bounce(mail: _Mail, original: Original) -> bool:
+    """A report, an empty return path (RFC 5321 §4.5.5), a mail that is returned, a transcript of
+    SMTP, an address that systems write from, whatever its display name, or a field that only they
+    write; else plain text that asks for no click."""
+    address = mail.sender.rpartition("<")[2]
+    return (
+        mail.root.content_type == "multipart/report"
+        or "x-failed-recipients" in mail.fields
+        or _has_empty_return_path(mail.fields)
+        or bool(original.headers)
+        or mail.fields.get("auto-submitted").strip().lower().startswith("auto")
+        or not address
+        or wordings().has("bounce", "senders", address)
+        or any(bounce_prose.has_code(line) for line in mail.prose.lines)
+        or not ("text/html" in mail.parts or "://" in mail.said or "www." in mail.said)
+    )
+
+
+def _says_undelivered(mail: _Mail) -> bool:
+    """The witnesses are who writes, the empty return path, the subject and the text; the less a
     system is known by its name, the more the text must say. People who answer or forward
     (RFC 5322 §3.6.4), and lists, write no bounces; vacation notices have an empty return path too
     (RFC 3834 §3.3)."""
     words, fields, subject = wordings(), mail.fields, plain(mail.subject)
     if "x-failed-recipients" in fields:
         return True
+    if words.has("bounce", "not_subjects", subject):
+        return False
     is_by_subject = words.has("bounce", "subjects", subject) or words.has(
         "delay", "subjects", subject
     )

@@ -13,7 +13,13 @@ from enum import StrEnum
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from manta.delivery.classification import basic_code, classify_reply, normal
+from manta.delivery.classification import (
+    Category,
+    basic_code,
+    classify_reply,
+    is_permanent,
+    normal,
+)
 from manta.delivery.mailparts import Fields, Part, decoded, split_fields
 from manta.delivery.observations import BounceClass
 
@@ -42,11 +48,17 @@ class Recipient(NamedTuple):
     category: str
     bounce_class: BounceClass
 
+    @property
+    def is_permanent(self) -> bool:
+        """Whether the report says that delivery was given up, whatever for: also of a mailbox that
+        is full, or a mail that became too old. It is not whether the address is dead."""
+        return self.action is Action.FAILED
+
 
 _ACTIONS = frozenset(action.value for action in Action)
 _STATUS = re.compile(r"(?<![\d.])([245]\.\d{1,3}\.\d{1,3})(?![\d.]*\d)")
 _LOCAL = r"[\w!#$%&*+/=?^{|}~.-]{1,64}"
-_DOMAIN = r"(?:[\w-]{1,63}\.){1,10}[\w-]{2,63}"
+_DOMAIN = r"(?:[\w-]{1,63}\.){1,10}(?:[\w-]{2,63}|[A-Za-z])"
 ADDRESS = re.compile(
     rf"(?<![\w@])(?:\"([^\"\s@]{{1,64}})\"|({_LOCAL}))@({_DOMAIN}|\[[\d.]{{7,15}}\])"
 )
@@ -160,7 +172,11 @@ def _character(match: re.Match[str]) -> str:
 
 
 def judged(address: str, action: Action, status: str, diagnostic: str) -> Recipient:
-    """The recipient with category and class. A delay is never HARD."""
+    """The recipient with category and class.
+
+    A delay is never HARD. A failure is final; where nothing that is known is given as its reason
+    the address is taken for dead, unless a code says that the refusal itself was temporary: whoever
+    gives up for trouble of its own, a full mailbox or a rule of its own does say so."""
     if action not in (Action.FAILED, Action.DELAYED):
         return Recipient(address, action, status, diagnostic, "", BounceClass.NONE)
     normalised, enhanced = normal(diagnostic)
@@ -170,6 +186,9 @@ def judged(address: str, action: Action, status: str, diagnostic: str) -> Recipi
     bounce_class = classified.bounce_class
     if action is Action.DELAYED and bounce_class is BounceClass.HARD:
         bounce_class = BounceClass.SOFT
+    is_final = action is Action.FAILED and is_permanent(code, normalised, enhanced or status)
+    if is_final and classified.category == Category.UNCATEGORIZED:
+        bounce_class = BounceClass.HARD
     return Recipient(
         address, action, status or enhanced, diagnostic, classified.category, bounce_class
     )

@@ -70,6 +70,16 @@ _COMMAND = _linear(r"(?:rcpt to:?\s*<?|[;:](?:\w{1,10}:)?smtp:\s*<?)$")
 _OF_SENDER = _linear(
     r"\b(?:mail from|from|by|contact|sender|reply to|e-?mail us at|von|de):?\s*<?$"
 )
+# Where to write instead: to a person who is well alive.
+_ELSEWHERE = _linear(
+    r"\bplease (?:\S+ ){0,6}(?:to|at|via|using|use|e-?mail|address:?)\s*[<(\"]?$"
+    r"|\b(?:new (?:e-?mail )?address(?: is)?|changed to|moved to|replaced by|"
+    r"reach (?:me|us) (?:at|on)|try(?: \w+ing to)?|write to|instead(?: to)?|succeeded by|"
+    r"bitte (?:\S+ ){0,4}an|"
+    r"neue (?:e-?mail-?)?adresse(?: lautet| ist)?|nouvelle adresse(?: est)?|"
+    r"nueva direcci[oó]n(?: es)?)"
+    r":?\s*[<(\"]?$"
+)
 _CLOSING = _linear(r"^[>\])\"'»,;.]{0,4}\s*(?::|$|<|\.\.\.|,|;|\(|-{1,2} |\s{2,}|on [a-z]{3,9},)")
 _CODED = re.compile(r"(?<![\d.])(?:[45]\d\d|#?[45]\.\d{1,2}\.\d{1,3})(?![\d.]*\d)")
 _NAME_ALONE = _linear(r"^\s{1,40}[<\"]?([a-z][\w.+-]{1,63})[>\"]?(?:\s*$|\s{2,}|\s\")")
@@ -171,7 +181,10 @@ def _weight(lines: tuple[str, ...], number: int, line: str, match: re.Match[str]
         return 3
     if match.group(0)[:5].lower() == "smtp=":  # X.400 addresses of old Exchange
         return 3
-    if _OF_SENDER.search(before[-60:]):
+    sentence_before = before
+    if not before.strip(" \t>") and number:
+        sentence_before = lines[number - 1][:LINE_CHARACTERS_MAX].rstrip() + " "
+    if _OF_SENDER.search(before[-60:]) or _ELSEWHERE.search(sentence_before[-100:]):
         return 0
     if _OPENING.match(before) and _CLOSING.match(after):
         return 3

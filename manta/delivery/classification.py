@@ -8,7 +8,8 @@ they number it; then the enhanced code (RFC 3463, IANA's registry); then the bas
 §4.2.3). The category and whether the refusal is permanent give a **bounce class**, by a table.
 
 The invariant: HARD only where the words or the code name the address, or its domain, as dead, and
-the refusal is permanent. Whatever is not understood is SOFT. What is about the message (size,
+the refusal is permanent. 550, 551 and 553 without a word do so: RFC 5321 §4.2.3 gives them for a
+mailbox. Words that are not understood are SOFT. What is about the message (size,
 content, a virus) never counts against an address. Pure; nothing here is lost in a crash.
 """
 
@@ -181,6 +182,8 @@ class Rules:
         by_basic = self._basic.get(str(code))
         if by_basic is not None:
             return by_basic, ""
+        if code in _OF_MAILBOXES and _SAYS_NOTHING.fullmatch(normalised):
+            return Category.INVALID_RECIPIENT, "the mailbox was refused without a reason"
         return (Category.TRANSIENT_FAILURE if code // 100 == 4 else Category.UNCATEGORIZED), ""
 
 
@@ -192,6 +195,12 @@ _CONTINUED = re.compile(r"(?<=.) [245]\d\d[- ](?:#?[245]\.\d{1,3}\.\d{1,3} )?(?=
 _ADDRESS = re.compile(r"[^\s<>@:;,()\[\]]{1,64}@[^\s<>@:;,()\[\]]{1,255}")
 _ENHANCED = re.compile(r"(?<![\d.])([245]\.\d{1,2}\.\d{1,3})(?!\.?\d)")
 _BASIC = re.compile(r"^(?:[a-z0-9-]{1,20}; ?)?(?:smtp (?:error )?(?:code )?)?\(?#?([245]\d\d)\b")
+# Codes of a mailbox that is not to be had (RFC 5321 §4.2.3), and replies that only repeat so much.
+_OF_MAILBOXES = frozenset({550, 551, 553})
+_SAYS_NOTHING = re2.compile(
+    r"(?:[\W\d_]+|smtp|esmtp|x-unix|error|code|permanent(?:ly)?|fatal|failure|failed|delivery|"
+    r"requested|mail|message|action|not|taken|ok|undeliverable|undelivered|rejected|refused|@)*"
+)
 # What differs from reply to reply and says nothing: without it most replies are known ones.
 _IP = re.compile(r"(?<![\d.])\d{1,3}(?:\.\d{1,3}){3}(?![\d.]*\d)")
 _ID = re.compile(r"\b(?=[a-z_-]{0,40}\d)[a-z0-9_-]{10,80}\b")

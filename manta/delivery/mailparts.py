@@ -30,6 +30,7 @@ DEPTH_MAX = 10
 
 MULTIPART, MESSAGE = "multipart/", "message/"
 _MESSAGES = frozenset({"message/rfc822", "message/global", "message/news"})
+_LEADING = re.compile(r"\A(?:[ \t]{0,1000}\n){1,100}")  # blank lines that mail stores leave behind
 _FIELD = re.compile(r"([!-9;-~]{1,100})[ \t]*:[ \t]*(.*)", re.DOTALL)
 _PARAMETER = re.compile(r';\s*([\w*-]{1,40})\s*=\s*(?:"([^"]{0,300})"|([^\s;"]{1,300}))')
 _TAG = re.compile(r"<[^<>]{0,2000}>")
@@ -103,7 +104,7 @@ def parse(raw: bytes) -> Part:
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     budget = [PARTS_MAX]
-    mail = _part(text.lstrip("\n"), 0, budget, "text/plain")
+    mail = _part(_LEADING.sub("", text, 1), 0, budget, "text/plain")
     if len(raw) > BYTES_MAX:
         _add_report_beyond(mail, raw, budget)
     return mail

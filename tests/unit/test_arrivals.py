@@ -133,6 +133,46 @@ def test_a_diagnostic_is_what_is_said_of_that_address_on_one_line() -> None:
     assert "\n" not in ann.diagnostic
 
 
+NO_SYSTEM = b"Return-Path: <x@spam.example>\nTo: ops@shop.example\n"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"From: DHL <info@parcel.example>\nSubject: Your parcel could not be delivered\n"
+        + NO_SYSTEM
+        + b"Content-Type: text/html\n\nDelivery to ann@example.org failed. <a href=x>Click</a>",
+        b"From: Mail Delivery System <info@spam.example>\nSubject: Undelivered mail returned\n"
+        + NO_SYSTEM
+        + b"\nYour message to ann@example.org could not be delivered. Click http://x.example",
+        b"From: ann@example.org\nSubject: delivery problem\n"
+        + NO_SYSTEM
+        + b"\nMy mail to bea@example.org could not be delivered, can you help?",
+        b"From: MAILER-DAEMON@x.example\nReturn-Path: <>\n"
+        b"Subject: Successful Mail Delivery Report\n"
+        b"\nYour message was successfully delivered.\n\n<ann@example.org>: 250 ok",
+    ],
+)
+def test_words_alone_make_no_bounce(raw: bytes) -> None:
+    found = read(raw)
+    assert (found.kind, found.recipients) == (ArrivalKind.OTHER, ())
+
+
+def test_a_report_that_asks_back_is_a_challenge() -> None:
+    raw = (
+        b"Content-Type: multipart/report; boundary=b\n\n--b\n"
+        b"Content-Type: message/delivery-status\n\n"
+        b"Final-Recipient: rfc822; ann@example.org\nAction: failed\nStatus: 4.7.0\n"
+        b"Diagnostic-Code: x-notice; Sender not pre-approved. Follow the link above\n\n--b--\n"
+    )
+    assert (read(raw).kind, read(raw).recipients) == (ArrivalKind.CHALLENGE, ())
+
+
+def test_blank_lines_before_the_header_are_passed_over() -> None:
+    raw = sample("report_two_recipients")
+    assert read(b"\n   \n\t\n" + raw) == read(raw)
+
+
 # ------------------------------------------------------------------ public samples
 
 

@@ -69,6 +69,32 @@ def test_a_status_helps_where_the_diagnostic_has_no_code() -> None:
 
 
 @pytest.mark.parametrize(
+    ("action", "status", "diagnostic", "bounce_class", "is_permanent"),
+    [
+        # given up, and no reason that is known
+        (Action.FAILED, "5.0.0", "", BounceClass.HARD, True),
+        (Action.FAILED, "", "This is a permanent error; I've given up.", BounceClass.HARD, True),
+        (Action.FAILED, "5.5.0", "smtp; 554 kaputt", BounceClass.HARD, True),
+        # given up for a reason that does not kill an address
+        (Action.FAILED, "5.2.2", "", BounceClass.SOFT, True),
+        (Action.FAILED, "4.4.7", "delivery time expired", BounceClass.SOFT, True),
+        (Action.FAILED, "4.0.0", "smtp; 450 kaputt", BounceClass.SOFT, True),
+        (Action.FAILED, "5.7.1", "", BounceClass.BLOCK, True),
+        (Action.FAILED, "5.3.4", "", BounceClass.MESSAGE, True),
+        # not given up
+        (Action.DELAYED, "5.1.1", "user unknown", BounceClass.SOFT, False),
+        (Action.DELAYED, "", "", BounceClass.SOFT, False),
+        (Action.DELIVERED, "2.0.0", "", BounceClass.NONE, False),
+    ],
+)
+def test_what_a_failure_means(
+    action: Action, status: str, diagnostic: str, bounce_class: BounceClass, is_permanent: bool
+) -> None:
+    found = judged("a@b.cc", action, status, diagnostic)
+    assert (found.bounce_class, found.is_permanent) == (bounce_class, is_permanent)
+
+
+@pytest.mark.parametrize(
     ("text", "addresses"),
     [
         (
@@ -77,6 +103,7 @@ def test_a_status_helps_where_the_diagnostic_has_no_code() -> None:
         ),
         ('"ann lee"@example.org "ann"@example.org', ["ann@example.org"]),
         ("ann@[192.0.2.1]", ["ann@[192.0.2.1]"]),
+        ("ann@example.x ann@example.4", ["ann@example.x"]),
         ("ann...@example.org a..b@example.org .a@example.org", []),
         ("ann@localhost, @example.org, ann@", []),
         ("smtp:ann@example.org mailto:bea@example.org", ["ann@example.org", "bea@example.org"]),
@@ -110,6 +137,9 @@ def places(text: str, *not_these: str) -> list[str]:
             "For help write to postmaster@example.org.\nann@example.org is unknown",
             ["ann@example.org"],
         ),
+        ("<ann@example.org> has left. Please write to bea@example.org.", ["ann@example.org"]),
+        ("ann@example.org is disabled.\nMy new address is bea@example.org.", ["ann@example.org"]),
+        ("I have left. Please send your mail to\nbea@example.org", []),
         ("x\n\n--- Original message ---\n<bea@example.org>: in it\n", []),
         ("x\n\nReceived: from a by b\nTo: bea@example.org\n", []),
     ],

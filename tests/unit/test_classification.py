@@ -103,8 +103,14 @@ def test_a_category_that_does_not_exist_is_refused() -> None:
         (550, "5.4.7", "MessageExpired", SOFT),
         (551, "", "InvalidRecipient", HARD),
         (552, "", "QuotaIssues", SOFT),
+        # codes of a mailbox, and not a word
+        (550, "", "InvalidRecipient", HARD),
+        (550, "5.0.0 Requested action not taken", "InvalidRecipient", HARD),
+        (550, "550 5.5.0 rejected", "InvalidRecipient", HARD),
+        (553, "<ann@example.org>... refused", "InvalidRecipient", HARD),
+        (554, "5.0.0", "Uncategorized", SOFT),
+        (0, "", "Uncategorized", SOFT),
         # what is not understood is soft
-        (550, "", "Uncategorized", SOFT),
         (554, "5.0.0 Transaction failed", "Uncategorized", SOFT),
         (550, "unknown error", "Uncategorized", SOFT),
         (451, "something odd", "TransientFailure", SOFT),
@@ -136,7 +142,6 @@ def test_what_replies_mean(code: int, text: str, category: str, bounce_class: Bo
         "554 Your e-mail was deleted",
         "550 this address is not authorized to send",
         "550 Reason 1 (Unable-To-Transfer); Diagnostic -1 (Unknown)",
-        "550 undeliverable",
         "550 an undisclosed address",
         "550 host does not accept mail from 192.0.2.1",
         "550 5.7.1 <unknown.user@example.org>: rejected",
