@@ -19,6 +19,7 @@ import uvicorn
 
 from manta.clock import as_text
 from manta.command import Change, Op
+from manta.delivery.campaign import CampaignPlan, Kind
 from manta.ids import campaign_message_key
 from manta.people.identities import route
 from manta.people.upsert import UpsertPeople
@@ -135,10 +136,15 @@ class Stage:
             await self.write("events", events)
 
     async def _count(self, campaign: int, people: list[int]) -> None:
-        """Each shard's count of the rows that were planned."""
+        """Each shard's count of the rows that were planned, and the plan."""
+        now = self.house.clock.now()
+        plan = CampaignPlan(
+            campaign, Kind.MARKETING, "email", "newsletter", "1", 1, "main", now
+        ).to_json()
         shards = self.house.handles.shards
         for shard, rows in Counter(shards.of_subscriber(person) for person in people).items():
-            counted = pa.Table.from_pylist([{"campaign_id": campaign, "planned_rows": rows}])
+            row = {"campaign_id": campaign, "definition": plan, "planned_rows": rows}
+            counted = pa.Table.from_pylist([row])
             await shards.execute(shard, Write((Change("campaigns", Op.UPSERT, counted),)))
 
     async def write(self, table: str, rows: list[dict[str, Any]]) -> None:
