@@ -273,12 +273,19 @@ class Composer:
 
     def _signer(self, ref: MessageRef) -> Callable[[int, str], str]:
         def sign(position: int, url: str) -> str:
-            target = clean_url(url) if position >= 0 and self.settings.track_clicks else ""
-            if not target:
-                return safe_address(url)
-            token = self._keyring.sign(
-                TokenKind.CLICK, ref, self.settings.campaign_id, position, target
-            )
-            return self._prefixes[TokenKind.CLICK] + token
+            if position >= 0 and self.settings.track_clicks:
+                raw, encoded = _target(url)
+                if raw:
+                    return prefix + token(TokenKind.CLICK, ref, campaign, position, raw, encoded)
+            return safe_address(url)
 
+        prefix, campaign = self._prefixes[TokenKind.CLICK], self.settings.campaign_id
+        token = self._keyring.sign_prepared
         return sign
+
+
+@lru_cache(maxsize=1_024)
+def _target(url: str) -> tuple[bytes, str]:
+    """A link's address as it is signed, and its base64; empty where nothing can be tracked."""
+    raw = clean_url(url).encode("ascii")
+    return raw, encode_piece(raw)

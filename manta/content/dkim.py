@@ -44,6 +44,9 @@ _SHA256 = hashes.SHA256()
 _DOMAIN = re.compile(r"(?!-)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*", re.ASCII)
 _SPACES = re.compile(rb"[ \t]+")
 _TRAILING = re.compile(rb"[ \t]+(?=\r\n)")
+# Searched for by their first octet, which is several times faster than ``in``.
+_TWO_SPACES = re.compile(rb"  ")
+_SPACE_CR = re.compile(rb"\r(?<= \r)")
 _FOLDS = re.compile(r"[ \t\r\n]+")
 
 PrivateKey = rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
@@ -150,9 +153,9 @@ def relaxed_field(name: str, value: str) -> str:
 
 def relaxed_body(body: bytes) -> bytes:
     """RFC 6376 §3.4.4. Our own bodies hold no runs of blanks, so the patterns rarely run."""
-    if b"  " in body or b"\t" in body:
+    if b"\t" in body or _TWO_SPACES.search(body):
         body = _SPACES.sub(b" ", body)
-    if b" \r\n" in body:
+    if _SPACE_CR.search(body):
         body = _TRAILING.sub(b"", body)
     if body.endswith((b" ", b"\t")):  # a last line without a line end
         body = body.rstrip(b" \t")

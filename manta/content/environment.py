@@ -9,12 +9,12 @@ templates get this far.
 from __future__ import annotations
 
 import html as entities
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
 from jinja2 import Undefined, nodes, pass_context
 from jinja2.compiler import CodeGenerator, Frame
-from jinja2.runtime import Context, LoopContext
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from markupsafe import Markup, escape
 
@@ -70,15 +70,54 @@ class Budget:
             )
 
 
+class Loop:
+    """A template's ``loop``, and what it runs over: a list, or what passed its condition."""
+
+    __slots__ = ("_items", "index0")
+
+    def __init__(self, items: Iterable[Any], undefined: Any) -> None:
+        self._items = items if isinstance(items, list | tuple) else list(items)
+        self.index0 = -1
+
+    def __iter__(self) -> Iterator[tuple[Any, Loop]]:
+        for item in self._items:
+            self.index0 += 1
+            yield item, self
+
+    @property
+    def index(self) -> int:
+        return self.index0 + 1
+
+    @property
+    def revindex(self) -> int:
+        return len(self._items) - self.index0
+
+    @property
+    def revindex0(self) -> int:
+        return len(self._items) - self.index0 - 1
+
+    @property
+    def first(self) -> bool:
+        return self.index0 == 0
+
+    @property
+    def last(self) -> bool:
+        return self.index0 == len(self._items) - 1
+
+    @property
+    def length(self) -> int:
+        return len(self._items)
+
+
 # -- the environment -------------------------------------------------------------------------------
 
 
 class _Generator(CodeGenerator):
-    """Prints each value by one call, where Jinja2 takes three."""
+    """Prints each value by one call, where Jinja2 takes three; see ``NAMES``."""
 
     def _output_child_pre(self, node: nodes.Expr, frame: Frame, finalize: Any) -> None:
         assert not frame.eval_ctx.volatile, "the language has no autoescape blocks"
-        self.write(f"environment.print_{'html' if frame.eval_ctx.autoescape else 'text'}(")
+        self.write("print_html(" if frame.eval_ctx.autoescape else "print_text(")
 
     def _output_child_post(self, node: nodes.Expr, frame: Frame, finalize: Any) -> None:
         self.write(")")
@@ -91,7 +130,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         value = None
-        if isinstance(obj, LoopContext):
+        if isinstance(obj, Loop):
             if attribute in _LOOP_ATTRIBUTES:
                 value = getattr(obj, attribute)
         elif isinstance(obj, Mapping):
@@ -108,20 +147,6 @@ class _Environment(ImmutableSandboxedEnvironment):
             if isinstance(argument, int) and -len(obj) <= argument < len(obj):
                 value = obj[argument]
         return self.undefined(name=str(argument)[:40]) if value is None else value
-
-    @staticmethod
-    def print_html(value: Any) -> str:
-        """A value as it stands in a page."""
-        if type(value) is Markup:
-            return value
-        text = show(value)
-        if "&" in text or "<" in text or ">" in text or '"' in text or "'" in text:
-            return escape(text)
-        return text
-
-    @staticmethod
-    def print_text(value: Any) -> str:
-        return value if type(value) is str or type(value) is Markup else show(value)
 
     def call(*_: Any, **__: Any) -> NoReturn:
         raise FilterError("nothing can be called")
@@ -147,6 +172,24 @@ class _Environment(ImmutableSandboxedEnvironment):
         if isinstance(arg, bool) or not isinstance(arg, int | float):
             raise FilterError(f"{operator} works on numbers")
         return self.unop_table[operator](arg)
+
+
+def _print_html(value: Any) -> str:
+    """A value as it stands in a page."""
+    if type(value) is Markup:
+        return value
+    text = value if type(value) is str else show(value)
+    if "&" in text or "<" in text or ">" in text or '"' in text or "'" in text:
+        return escape(text)
+    return text
+
+
+def _print_text(value: Any) -> str:
+    return value if type(value) is str or type(value) is Markup else show(value)
+
+
+#: What a compiled template finds under these names, besides Jinja2's own.
+NAMES = {"LoopContext": Loop, "print_html": _print_html, "print_text": _print_text}
 
 
 def _is_missing(value: Any) -> bool:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from datetime import date, datetime
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
@@ -203,7 +204,16 @@ def _urlencode(value: Any) -> str:
     text = _text(value)
     if len(text) > TEXT_CHARACTERS_MAX // 12:  # four octets of three characters each
         raise FilterError("urlencode takes short texts")
+    return _quoted(text) if len(text) > _QUOTED_SHORT else _quoted_short(text)
+
+
+def _quoted(text: str) -> str:
     return "".join([_QUOTED[octet] for octet in text.encode()])
+
+
+# The same products and places stand in many mails, and in both parts of each.
+_QUOTED_SHORT = 100
+_quoted_short = lru_cache(maxsize=4_096)(_quoted)
 
 
 FILTERS: dict[str, Callable[..., Any]] = {

@@ -28,7 +28,7 @@ from jinja2 import nodes
 from jinja2.exceptions import TemplateSyntaxError
 from jinja2.visitor import NodeTransformer
 
-from manta.content.environment import HTML, TEXT
+from manta.content.environment import HTML, NAMES, TEXT
 from manta.content.filters import FILTERS, NUMBER_MAX, TESTS, FilterError
 from manta.errors import InvalidRequest
 from manta.schema import ATTRIBUTE_NAME
@@ -343,6 +343,7 @@ class Part:
                 f"the template cannot be compiled: {str(error)[:120]}", path=path
             ) from None
         self._template = environment.template_class.from_code(environment, code, {}, None)
+        self._template.root_render_func.__globals__.update(NAMES)
         self._fixed: str | None = None
         if "{" not in source:
             self._fixed = self.render({})

@@ -129,12 +129,14 @@ def encode_body(text: str) -> tuple[str, bytes]:
     if not text.endswith("\n"):
         text += "\n"
     if text.isascii():
-        raw = text.replace("\n", "\r\n").encode("ascii")
+        raw = text.encode("ascii").replace(b"\n", b"\r\n")
         if not _has_long_line(raw):
             return "7bit", raw
         return "quoted-printable", binascii.b2a_qp(raw)
-    raw = text.replace("\n", "\r\n").encode("utf-8")
-    if 2 * (len(raw) - len(text)) < len(raw) // 3:
+    raw = text.encode("utf-8")
+    is_plain = 2 * (len(raw) - len(text)) < len(raw) // 3
+    raw = raw.replace(b"\n", b"\r\n")
+    if is_plain:
         # b2a_qp writes soft breaks in the style of the first line end it meets: CRLF here.
         return "quoted-printable", binascii.b2a_qp(raw)
     return "base64", _base64_lines(raw)
