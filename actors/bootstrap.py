@@ -59,7 +59,7 @@ UP_DEADLINE_S = 120.0
 FIRST = ("catalog", "throttle", "reputation", "resolver")  # they start without a shard
 INBOX = "inbox-00"
 S3_APPEND_GAP_S = 0.1
-LOCAL_APPEND_GAP_S = 0.005
+LOCAL_APPEND_GAP_S = 0.02
 # glibc keeps an arena per thread; a shard has few threads that allocate much.
 PROCESS_ENVIRONMENT = {"MALLOC_ARENA_MAX": "2"}
 

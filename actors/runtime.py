@@ -27,6 +27,17 @@ from actors.process import keep_pandas_out
 from manta.errors import MantaError, NotReady, OutcomeUnknown
 
 NAMESPACE = "manta"
+# What Ray does all the time beside our actors, as far as nobody here has any use for it.
+QUIET = {
+    "RAY_prestart_worker_first_driver": "0",  # idle workers: ours are never taken from there
+    "RAY_enable_timeline": "0",
+    "RAY_event_stats": "0",
+    "RAY_raylet_report_resources_period_milliseconds": "1000",  # actors take none
+}
+QUIET_WITHOUT_DASHBOARD = {
+    "RAY_enable_metrics_collection": "0",
+    "RAY_metrics_report_interval_ms": "60000",
+}
 RETRY_BUILD_S = 5.0
 logger = logging.getLogger("manta.actors")
 
@@ -205,7 +216,9 @@ def start_cluster(
     *, num_cpus: int | None = None, dashboard: bool = False, object_store_bytes: int = 200 << 20
 ) -> str:
     """Start Ray on this machine for this process and return its address."""
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    quiet = QUIET if dashboard else QUIET | QUIET_WITHOUT_DASHBOARD
+    for name, value in {"RAY_AUTH_MODE": "disabled", **quiet}.items():
+        os.environ.setdefault(name, value)
     context = ray.init(
         address="local",  # never one that happens to run, or ran, on this machine
         num_cpus=num_cpus,

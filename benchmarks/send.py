@@ -139,7 +139,7 @@ async def campaign(handles: Handles, template_id: int, roles: dict[int, str]) ->
     before, began_s = platform_seconds(), time.perf_counter()
     await handles.director.call("launch", created["id"])
     while True:
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.25)
         state = (await handles.director.call("campaign", created["id"]))["state"]
         if state == "finished":
             break
