@@ -73,6 +73,7 @@ class Director(JournaledActor):
         self._sources = list(settings.ways_out)
         self._law_version = -1
         self._shaping_text = ""
+        self._settings = settings
         self._zone = settings.time_zone
         self._return_path_domain = settings.return_path_domain
         self._handles: Handles | None = None
@@ -183,6 +184,31 @@ class Director(JournaledActor):
         document = self._required(id)
         progress = directing.planning_progress(document, self._shards().count)
         return dict(document) | {"progress": progress}
+
+    async def rehearsal(self, id: int) -> dict[str, Any]:
+        """What a campaign that has not started would run with now: its document, the audience as a
+        rule with its attributes, the sending domain, and the settings. Raises ``Conflict``."""
+        campaign = self._required(id)
+        directing.check_rehearsal(campaign)
+        pinned = await self._pin(campaign)
+        return {
+            "campaign": dict(campaign),
+            "audience": pinned.audience,
+            "attributes": pinned.attribute_types,
+            "sending_domain": pinned.sending_domain,
+            "settings": self._settings,
+        }
+
+    async def record_forecast(self, id: int, forecast: Mapping[str, Any]) -> None:
+        """Keep a forecast until the campaign is forgotten."""
+        self._required(id)
+        await self.decide(lambda: directing.record_forecast(self._documents, id, forecast))
+
+    async def forecast(self, id: int) -> dict[str, Any]:
+        """The campaign's document and its forecast (``None``: it was never rehearsed)."""
+        campaign = self._required(id)
+        found = self._documents.get("forecasts", str(id))
+        return {"campaign": dict(campaign), "forecast": found}
 
     async def status(self) -> dict[str, Any]:
         return {

@@ -67,6 +67,12 @@ class TooLarge(MantaError):
     code = "too_large"
 
 
+class TooMany(RetryableError):
+    """What is done for one at a time is being done for another."""
+
+    code = "too_many"
+
+
 class Malformed(InvalidRequest):
     code = "malformed"
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from manta.cli.common import door, facts, rule_in, say, shown, table
+from manta.errors import Conflict, NotFound
 
 app = typer.Typer(no_args_is_help=True)
 Id = Annotated[int, typer.Argument(metavar="CAMPAIGN", help="The id of a campaign.")]
@@ -52,6 +53,32 @@ def launch(
 ) -> None:
     with door(context).client() as client:
         _tell(client.launch(campaign, at))
+
+
+@app.command(help="Go through it in virtual time before its start; nothing is sent.")
+def rehearse(
+    context: typer.Context,
+    campaign: Id,
+    at: Annotated[str | None, typer.Option(help="The start, RFC 3339; now if absent.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed meets the same chances.")] = 1,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="After the end: what was foreseen, and what came.")
+    ] = False,
+) -> None:
+    from manta.cli.forecasts import show_comparison, show_forecast
+
+    with door(context).client() as client:
+        if not compare:
+            show_forecast(client.rehearse(campaign, at, seed))
+            return
+        found = client.forecast(campaign)
+    if found["forecast"] is None:
+        raise NotFound(f"campaign {campaign} was not rehearsed before its start", path="campaign")
+    if found["comparison"] is None:
+        raise Conflict(
+            f"campaign {campaign} has not ended", path="state", expected="an ended campaign"
+        )
+    show_comparison(found["comparison"])
 
 
 @app.command(help="Nothing more is sent until it is resumed.")

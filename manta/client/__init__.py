@@ -313,6 +313,17 @@ class Client:
     def _move(self, id: int, move: Literal["pause", "resume", "cancel"]) -> Document:
         return _document(self._http.post(f"/campaigns/{int(id)}/{move}"))
 
+    def rehearse(self, id: int, at: datetime | str | None = None, seed: int = 1) -> Document:
+        """What is to be expected of a campaign before its start: when it would end, what each
+        provider would do, what the warm-up holds back, what would be done about it."""
+        body = {"seed": seed} | ({"at": _instant(at)} if at is not None else {})
+        return _document(self._http.post(f"/campaigns/{int(id)}/rehearse", body))
+
+    def forecast(self, id: int) -> Document:
+        """The last rehearsal's ``forecast``, and its ``comparison`` with what came, once the
+        campaign has ended; each may be ``None``."""
+        return _document(self._http.get(f"/campaigns/{int(id)}/forecast"))
+
     def report(self, id: int) -> Document:
         """The accounting of every recipient, what people did, failures by reason, and over time."""
         return _document(self._http.get(f"/campaigns/{int(id)}/report"))

@@ -117,7 +117,27 @@ def delete(reader: Reader, id: int) -> Defined:
             path="state",
             expected="a draft, or a campaign that was cancelled before its launch",
         )
-    return Defined(None, (("campaigns", str(id), None),))
+    forgotten = [("campaigns", str(id), None)]
+    if reader.get("forecasts", str(id)) is not None:
+        forgotten.append(("forecasts", str(id), None))
+    return Defined(None, tuple(forgotten))
+
+
+def check_rehearsal(document: Mapping[str, Any]) -> None:
+    """Raises ``Conflict`` where a campaign is not to be rehearsed any more."""
+    if document["state"] not in (CampaignState.DRAFT, CampaignState.SCHEDULED):
+        raise Conflict(
+            f"campaign {document['id']} is {document['state']}",
+            path="state",
+            expected="a campaign that has not started",
+        )
+
+
+def record_forecast(reader: Reader, id: int, forecast: Mapping[str, Any]) -> Defined:
+    """Keep what a rehearsal foresees, in the place of an earlier forecast. Raises ``Conflict``
+    once the campaign has started: a forecast is made before."""
+    check_rehearsal(required(reader, "campaigns", str(id)))
+    return Defined(None, (("forecasts", str(id), dict(forecast)),))
 
 
 # -- tests -----------------------------------------------------------------------------------------

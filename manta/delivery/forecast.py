@@ -15,6 +15,7 @@ from math import inf
 from typing import Any, NamedTuple
 
 from manta.clock import as_text, parse_instant
+from manta.delivery.lanes import OTHERS
 
 VERSION = 1
 LOW, HIGH = 0.1, 0.9
@@ -289,19 +290,29 @@ class Comparison:
 def compare(forecast: Forecast, outcomes: Iterable[Outcome]) -> Comparison:
     """The forecast against what came, in all and by provider; a provider that only one of the two
     knows has zeros in the other."""
-    came = {outcome.provider: outcome for outcome in outcomes}
     foreseen = {each.provider: each for each in forecast.providers}
-    everybody = Outcome(
-        "",
-        **{name: sum(getattr(o, name) for o in came.values()) for name in COMPARED[:-1]},
-        done_s=_last([outcome.done_s for outcome in came.values()]),
-    )
+    came: dict[str, Outcome] = {}
+    for outcome in outcomes:  # small sites are foreseen together
+        name = outcome.provider
+        if name not in foreseen and OTHERS in foreseen:
+            name = OTHERS
+        known = came.get(name)
+        came[name] = outcome if known is None else _together(name, [known, outcome])
+    everybody = _together("", list(came.values()))
     names = [*foreseen, *(name for name in sorted(came) if name not in foreseen)]
     nothing = Outcome("", 0, 0, 0, 0, 0, 0.0)
     nobody = Expected("", 0, {name: Interval(0.0, 0.0, 0.0) for name in COUNTS + TIMES})
     return Comparison(
         _row("", forecast.total, everybody),
         tuple(_row(name, foreseen.get(name, nobody), came.get(name, nothing)) for name in names),
+    )
+
+
+def _together(name: str, outcomes: Sequence[Outcome]) -> Outcome:
+    return Outcome(
+        name,
+        **{each: sum(getattr(o, each) for o in outcomes) for each in COMPARED[:-1]},
+        done_s=_last([outcome.done_s for outcome in outcomes]),
     )
 
 

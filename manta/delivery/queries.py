@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from manta.command import Context, Database
+from manta.delivery import audiences
 from manta.delivery.hooks import work
 from manta.delivery.ledger import Accounting, State
 from manta.delivery.recall import observed
@@ -185,4 +186,5 @@ QUERIES = {
     "recipient": recipient,
     "next_due": next_due,
     "observed": observed,
+    **audiences.QUERIES,
 }
