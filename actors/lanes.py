@@ -199,6 +199,8 @@ class LaneRun:
         try:
             self._held = Connections(*await self._throttle("hold", wanted))
             self._held_until_s = now_s + self._held.valid_s
+            if self._held.wait_s:
+                self.no_permits_for(self._held.wait_s)
         except RetryableError as error:
             self.trouble = f"no connections from the Throttle: {error}"
         return self.may_hold > 0

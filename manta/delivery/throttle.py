@@ -59,12 +59,14 @@ class Grant(NamedTuple):
 
 
 class Connections(NamedTuple):
-    """How many connections the Sender may hold, for how long from the moment of asking."""
+    """How many connections the Sender may hold, for how long from the moment of asking; ``wait_s``:
+    the lane is suspended, so ask for nothing before."""
 
     held: int
     valid_s: float
     messages_per_connection: int
     tls: str = "opportunistic"  # of a direct source: what the shaping file says of the site
+    wait_s: float = 0.0
 
 
 NO_GRANT = Grant(0, 0.0, 1.0)
@@ -251,8 +253,7 @@ class Budgets:
     def _wait_s(self, terms: Terms, quota: Quota | None, wanted: int, now_s: float) -> float:
         """Until it is worth asking again."""
         if terms.suspended_until is not None:
-            left_s = (terms.suspended_until - self._now).total_seconds()
-            return min(max(left_s, WAIT_S_MIN), WAIT_SUSPENDED_S_MAX)
+            return self._suspended_s(terms.suspended_until)
         waits_s = [WAIT_S_MIN]
         for gate in terms.gates:
             bucket = gate.bucket
@@ -262,14 +263,20 @@ class Budgets:
             waits_s.append(max(quota.wait_s(), WAIT_RESERVE_S))
         return max(waits_s)
 
+    def _suspended_s(self, until: datetime) -> float:
+        return min(max((until - self._now).total_seconds(), WAIT_S_MIN), WAIT_SUSPENDED_S_MAX)
+
     # -- connections -------------------------------------------------------------------------------
 
     def hold(
         self, sender: str, lane: Lane, wanted: int, now_s: float, now: datetime | None = None
     ) -> Connections:
         """How many connections the Sender may hold on the lane from now on (0 wanted: it has
-        closed them). It may be fewer than it holds: it then closes the rest."""
-        terms = self._terms_of(lane, now_s, now)
+        closed them). It may be fewer than it holds: it then closes the rest. Of a suspended lane
+        none: whoever asked us to stay away is not called on either."""
+        terms, wait_s = self._terms_of(lane, now_s, now), 0.0
+        if terms.suspended_until is not None and not terms.bounces_all:
+            wanted, wait_s = 0, self._suspended_s(terms.suspended_until)
         claimant = Claimant(sender, lane)
         rooms = []
         for gate in terms.gates:
@@ -281,7 +288,8 @@ class Budgets:
             others = [room for other, room in enumerate(rooms) if other != place]
             gate.shares.hold(claimant, min([wanted, *others]), held, now_s)
             gate.used_s = now_s
-        return Connections(held, CONNECTION_VALID_S, terms.messages_per_connection, terms.tls)
+        messages = terms.messages_per_connection
+        return Connections(held, CONNECTION_VALID_S, messages, terms.tls, wait_s)
 
     def forget(self, sender: str) -> None:
         """A Sender that is known to be dead: its connections are gone."""

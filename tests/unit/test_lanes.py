@@ -7,9 +7,15 @@ import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import timedelta
 
+import pytest
+
+from manta.delivery import throttle
+from manta.delivery.actions import Action, ActionKind, Scope
 from manta.delivery.assignments import Assignment
 from manta.delivery.lanes import Lane, Site
+from manta.delivery.law import Law
 from manta.delivery.observations import Seen
 from manta.delivery.planning import ExpireRows
 from manta.delivery.replies import Reply, Verdict, classify
@@ -139,6 +145,25 @@ async def test_a_bounced_campaign_fails_with_the_cause_and_without_the_network()
     assert not house.server.sent
     reasons = {reason for (reason,) in house.shards.ledger("reason")}
     assert reasons == {"administratively bounced: blocked by an operator"}
+
+
+async def test_nobody_connects_to_where_nothing_may_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = Direct(mailboxes("a.example"), shards=1)
+    now = house.clock.now()
+    action = Action(
+        1, ActionKind.SUSPEND, Scope(provider="a.example"), "blocked", now, now + timedelta(hours=1)
+    )
+    house.throttle.budgets.obey(Law(1, "", (action,)))
+    lane = Lane("relay", "relay", "mx.a.example", "a.example")
+    monkeypatch.setattr(throttle, "WAIT_SUSPENDED_S_MAX", 0.15)
+    async with house.running():
+        await house.until(lambda: house.throttle.asked["hold", lane] >= 1)
+        await asyncio.sleep(0.1)
+        assert house.throttle.asked["hold", lane] == 1, "it does not ask again and again"
+        await house.until(lambda: house.throttle.asked["hold", lane] >= 2)
+        assert not house.server.connected and not house.throttle.asked["grant", lane]
+        house.throttle.budgets.obey(Law(2))
+        await house.until_states(accepted=5)
 
 
 async def test_a_suspended_campaign_is_not_leased() -> None:
