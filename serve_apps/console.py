@@ -27,6 +27,7 @@ from manta.clock import parse_instant
 from manta.delivery.directing import is_test
 from manta.errors import Forbidden, InvalidRequest, MantaError
 from serve_apps import reads
+from serve_apps.api import rehearsals
 from serve_apps.auth import Authenticator, Caller
 from serve_apps.console_delivery import Delivery
 from serve_apps.limits import CALL_DEADLINE_S, FORM_BYTES_MAX, App, Guard
@@ -127,6 +128,7 @@ class Console:
             Route("/api/campaigns", self.campaigns),
             Route("/api/campaigns/{number:int}", self.campaign),
             Route("/api/campaigns/{number:int}/recipients", self.recipients),
+            Route("/api/campaigns/{number:int}/forecast", self.forecast),
             Route("/api/campaigns/{number:int}/{move:str}", self.move, methods=["POST"]),
             Route("/api/segments", self.segments),
             Route("/api/segments/{number:int}/count", self.segment_count),
@@ -253,6 +255,16 @@ class Console:
         )
         return _json({"items": items, "next": following})
 
+    async def forecast(self, request: Request) -> Response:
+        """The last rehearsal's forecast, and after the end what came of it."""
+        await self._caller(request, "campaigns:read")
+        number = request.path_params["number"]
+
+        async def read() -> dict[str, Any]:
+            return await rehearsals.get_forecast(number, self._handles)
+
+        return _json(await self._shared.get(f"forecast {number}", read))
+
     async def move(self, request: Request) -> Response:
         caller = await self._admit(request, "campaigns:write", is_change=True)
         move, number = request.path_params["move"], request.path_params["number"]
@@ -332,7 +344,6 @@ _LISTED = (
     "history",
     "progress",
     "paused_by",
-    "forecast",
 )
 
 

@@ -42,6 +42,7 @@ class Director:
     def __init__(self, stage: House) -> None:
         self._clock = stage.clock
         self.held: dict[int, dict[str, Any]] = {}
+        self.forecasts: dict[int, dict[str, Any]] = {}
 
     def add(self, id: int, name: str, state: str, topic: str = "newsletter") -> None:
         now = as_text(self._clock.now())
@@ -74,6 +75,9 @@ class Director:
 
     async def campaign(self, id: int) -> dict[str, Any]:
         return self.held[id]
+
+    async def forecast(self, id: int) -> dict[str, Any]:
+        return {"campaign": self.held[id], "forecast": self.forecasts.get(id)}
 
     async def pause(self, id: int) -> dict[str, Any]:
         return self._move(id, "paused")

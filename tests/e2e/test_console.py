@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from typing import Any
 
 import pytest
 from playwright.async_api import async_playwright, expect
 
+from manta.delivery.forecast import Counted, Forecast, expected_of
 from tests.e2e.protection import HOSTILE, protected
 from tests.e2e.stage import stage
 
@@ -213,7 +215,7 @@ async def test_a_campaign_says_what_paused_it_and_what_was_foreseen(browser):
         cause = f"paused: 1.2 % complaints at {HOSTILE}, of campaign 3"
         campaign["state"], campaign["paused_by"] = "paused", 7
         campaign["history"].append({**campaign["history"][-1], "state": "paused", "cause": cause})
-        campaign["forecast"] = _forecast()
+        scene.director.forecasts[3] = _forecast()
         page, wrong = await _watching(browser, f"{url}#key={key}")
         await page.get_by_text("Spring collection").click()
         note = page.get_by_role("note")
@@ -221,32 +223,26 @@ async def test_a_campaign_says_what_paused_it_and_what_was_foreseen(browser):
         await expect(note).to_contain_text("action 7")
         foreseen = page.get_by_role("region", name="Forecast in all")
         await expect(foreseen.locator("tr", has_text="Accepted")).to_contain_text("370 to 390")
-        await expect(foreseen.locator("tr", has_text="Done after")).to_contain_text(
-            "10 min to never"
-        )
-        await page.locator("summary", has_text="Forecast by provider").click()
+        await expect(foreseen.locator("tr", has_text="Done after")).to_contain_text("10 min")
+        await page.locator("summary", has_text="By provider").click()
         await expect(page.get_by_role("region", name="Forecast by provider")).to_contain_text(
             "google"
         )
+
+        scene.director.held[3]["state"] = "cancelled"
+        scene.house.clock.advance(1)
+        await expect(foreseen.locator("th", has_text="Came")).to_be_visible()
+        await expect(foreseen.locator("tr", has_text="Accepted")).to_contain_text("not as foreseen")
         assert wrong == []
 
 
 def _forecast() -> dict[str, Any]:
-    """As a rehearsal leaves it with the campaign: of each figure low, median and high."""
-    foreseen = {
-        "messages": 400,
-        "accepted": [370.4, 380.0, 389.6],
-        "failed": [20.0, 20.0, 20.0],
-        "done_s": [600.0, 600.0, None],
-    }
-    return {
-        "made_at": "2026-03-01T11:00:00.000000Z",
-        "runs": 3,
-        "messages": 400,
-        "paused_share": 0.0,
-        "total": {"provider": "", **foreseen},
-        "providers": [{"provider": "google", **foreseen}],
-    }
+    """Three runs that foresee 20 failures of about 400 messages."""
+    runs = [Counted(n, n - 20, 9, 20, 0, 1, 0, 0, 400.0, 600.0) for n in (388, 400, 412)]
+    total, google = expected_of("", 400, runs), expected_of("google", 400, runs)
+    at = datetime(2026, 3, 1, 11)
+    made = Forecast(at, at, at, "main", 3, 1, 400, 0, total, (google,), (), (), 0.0)
+    return made.to_document()
 
 
 async def _watching(browser: Any, address: str, **options: Any) -> tuple[Any, list[str]]:

@@ -36,6 +36,7 @@ export const signIn = (key) => change("POST", "session", { key });
 export const signOut = () => change("DELETE", "session");
 export const campaigns = () => ask("api/campaigns");
 export const campaign = (id) => ask(`api/campaigns/${id}`);
+export const forecast = (id) => ask(`api/campaigns/${id}/forecast`);
 export const move = (id, name) => change("POST", `api/campaigns/${id}/${name}`);
 export const segments = () => ask("api/segments");
 export const segmentCount = (id) => ask(`api/segments/${id}/count`);

@@ -177,6 +177,8 @@ export function view(id, shell) {
   );
   const samples = [];
   let shown = "";
+  let asked = "";
+  let foretold = {};
 
   async function act(name) {
     if (name === "cancel" && !confirm("Cancel this campaign? What was not sent yet will never be.")) return;
@@ -236,7 +238,13 @@ export function view(id, shell) {
       sent.update(report.timeline, campaign.step_s, !ended);
       reactions.update(report.timeline, campaign.step_s, !ended);
       outcome.replaceChildren(...results(report.events, accounting.accepted));
-      showForecast({ forecast: campaign.forecast, accounting, events: report.events, took: ended ? took : null });
+      const late = (name) => report.events[name]?.unique ?? 0;
+      const soFar = ended ? null : { ...accounting, bounced: late("bounced"), complained: late("complained") };
+      if (asked !== campaign.state) {
+        asked = campaign.state; // it is made before the start, and compared after the end
+        api.forecast(id).then((found) => (foretold = found)).catch(() => (asked = ""));
+      }
+      showForecast({ ...foretold, soFar });
       failed.replaceChildren(failures(report.failures));
     },
   };

@@ -1,48 +1,49 @@
-// A rehearsal's forecast of a campaign, and beside it what has come of it.
+// A rehearsal's forecast of a campaign, and beside it what has come of it so far, or in the end.
 
 import { count, duration, h, percent, table, time } from "./dom.js";
 
 const FIGURES = { accepted: "Accepted", failed: "Failed", expired: "Expired", deferred: "Deferred at least once", bounced: "Bounced later", complained: "Complaints", held: "Held", done_s: "Done after" };
 
-const shown = (name, value) => (value === null || value === undefined ? (name.endsWith("_s") ? "never" : "–") : name.endsWith("_s") ? duration(value) : count(Math.round(value)));
+const isTime = (name) => name.endsWith("_s");
+const shown = (name, value) => (value === null || value === undefined ? (isTime(name) ? "never" : "–") : isTime(name) ? duration(value) : count(Math.round(value)));
 
 function interval(name, [low, median, high]) {
   if (low === high) return shown(name, median);
   return [shown(name, median), h("div.mute", null, `${shown(name, low)} to ${shown(name, high)}`)];
 }
 
-const isBeyond = ([low, , high], value) => value < (low ?? 0) * 0.95 - 2 || (high !== null && value > high * 1.05 + 5);
-
-function came(name, expected, { accounting, events, took }) {
-  const value = name === "done_s" ? took : (accounting[name] ?? events[name]?.unique);
-  if (value === null || value === undefined) return h("span.mute", null, "–");
-  const missed = took !== null && isBeyond(expected, value);
-  return [h(`span${missed ? ".missed" : ""}`, null, shown(name, value)), missed && h("div.mute", null, "beyond the forecast")];
+// What came in the end, and whether it lay within; before the end what has come until now.
+function came(name, compared, soFar) {
+  const figure = compared?.figures[name];
+  if (figure) return [h(`span${figure.is_met ? "" : ".missed"}`, null, shown(name, figure.came)), !figure.is_met && h("div.mute", null, "not as foreseen")];
+  return soFar?.[name] === undefined ? h("span.mute", null, "–") : shown(name, soFar[name]);
 }
 
-export function forecast({ forecast: made, ...real }) {
+export function forecast({ forecast: made, comparison, soFar }) {
   if (!made?.total) return null;
   const names = Object.keys(FIGURES).filter((name) => made.total[name]);
+  const compared = new Map((comparison?.providers ?? []).map((row) => [row.provider, row]));
+  const rows = made.providers.flatMap((one) => {
+    const real = compared.get(one.provider);
+    const foreseen = [h("th", { scope: "row" }, one.provider), "foreseen", count(one.messages), ...names.map((name) => h("td", null, one[name] ? interval(name, one[name]) : "–"))];
+    return real ? [foreseen, ["", "came", shown("messages", real.figures.messages?.came), ...names.map((name) => h("td", null, came(name, real)))]] : [foreseen];
+  });
   return h(
     "div.card.wide",
     null,
     h("h3", null, "Forecast and outcome"),
-    h("p.mute", null, `rehearsed ${time(made.made_at)}, ${count(made.runs)} runs of ${count(made.messages)} messages; eight of ten runs lay between the two figures`, made.paused_share > 0 && `; paused in ${percent(made.paused_share, 1)} of them`),
+    h("p.mute", null, `rehearsed ${time(made.made_at)}, ${count(made.runs)} runs of ${count(made.messages)} messages; eight of ten runs lay between the two figures`, made.paused_share > 0 && `; paused in ${percent(made.paused_share, 1)} of them`, comparison && `; ${percent(comparison.met_share, 1)} of all figures came as foreseen`),
     table(
       "Forecast in all, and what came",
-      ["", "Forecast", "Came"],
-      names.map((name) => [h("th", { scope: "row" }, FIGURES[name]), h("td", null, interval(name, made.total[name])), h("td", null, came(name, made.total[name], real))]),
+      ["", "Forecast", comparison ? "Came" : "Until now"],
+      names.map((name) => [h("th", { scope: "row" }, FIGURES[name]), h("td", null, interval(name, made.total[name])), h("td", null, came(name, comparison?.total, soFar))]),
     ),
-    made.providers?.length > 0 &&
+    rows.length > 0 &&
       h(
         "details",
         { "data-key": "forecast by provider" },
-        h("summary", { "data-key": "summary of the forecast" }, "Forecast by provider"),
-        table(
-          "Forecast by provider",
-          ["Provider", "Messages", ...names.map((name) => FIGURES[name])],
-          made.providers.map((one) => [h("th", { scope: "row" }, one.provider), count(one.messages), ...names.map((name) => h("td", null, one[name] ? interval(name, one[name]) : "–"))]),
-        ),
+        h("summary", { "data-key": "summary of the forecast" }, "By provider"),
+        table("Forecast by provider", ["Provider", "", "Messages", ...names.map((name) => FIGURES[name])], rows),
       ),
   );
 }
