@@ -29,7 +29,7 @@ from manta.delivery.observations import BounceClass
 
 TEXT_CHARACTERS_MAX = 1_000  # of a reply that is looked at; the longest real ones have about 600
 CACHED_REPLIES = 4_096
-PATTERNS_BYTES_MAX = 64 << 20  # of memory for the automaton
+PATTERN_BYTES_MAX = 1 << 20  # of memory for the automaton of one pattern
 
 
 class Category(StrEnum):
@@ -136,7 +136,9 @@ class Rule:
 
 
 class Rules:
-    """All rules compiled into one automaton: a reply is read once, however many there are."""
+    """All rules behind one automaton of the literals in them: a reply is read once for those, and
+    then only by the few patterns whose literals it has. One automaton of all patterns together has
+    so many states that it is built anew for every reply of a new wording."""
 
     def __init__(
         self, rules: tuple[Rule, ...], enhanced: dict[str, Category], basic: dict[str, Category]
@@ -144,19 +146,19 @@ class Rules:
         options = re2.Options()
         options.never_capture = True
         options.log_errors = False
-        options.max_mem = PATTERNS_BYTES_MAX
+        options.max_mem = PATTERN_BYTES_MAX
         self.rules, self._enhanced, self._basic = rules, enhanced, basic
-        self._set = re2.Set.SearchSet(options)
+        self._filter = re2.Filter()
         self.rule_of_pattern: list[int] = []
         for index, rule in enumerate(rules):
             for pattern in rule.patterns:
-                self._set.Add(pattern)
+                self._filter.Add(pattern, options)
                 self.rule_of_pattern.append(index)
-        self._set.Compile()
+        self._filter.Compile()
 
     def matches(self, normalised: str) -> list[int]:
         """The numbers of the patterns that match, counted through all rules in order."""
-        return sorted(self._set.Match(normalised) or ())
+        return sorted(self._filter.Match(normalised) or ())
 
     def classify(self, code: int, normalised: str, enhanced: str) -> Classified:
         """What a reply means that `normal` has read."""
@@ -214,7 +216,11 @@ def normal(text: str) -> tuple[str, str]:
     In lower case on one line, without quotes; addresses are a lone "@", so that nobody's name is
     taken for a reason; codes repeated on continued lines (RFC 5321 §4.2.1) are left out; IP
     addresses, ids and numbers are all alike."""
-    line = " ".join(text[:TEXT_CHARACTERS_MAX].split()).lower().translate(_QUOTES)
+    line = " ".join(text[:TEXT_CHARACTERS_MAX].split()).lower()
+    if line.isascii():  # several times as fast as a table
+        line = line.replace("'", "").replace('"', "").replace("`", "")
+    else:
+        line = line.translate(_QUOTES)
     said = _SAID.search(line)
     if said:
         line = line[said.end() :]
@@ -224,7 +230,9 @@ def normal(text: str) -> tuple[str, str]:
     first = _BASIC.match(line) or _CONTINUED.search(line)
     if first:
         line = line[: first.end()] + _CONTINUED.sub(" ", line[first.end() :])
-    line = _NUMBER.sub("10", _ID.sub("#", _IP.sub("192.0.2.1", line)))
+    if line.count(".") >= 3:
+        line = _IP.sub("192.0.2.1", line)
+    line = _NUMBER.sub("10", _ID.sub("#", line))
     return line, enhanced.group(1) if enhanced else ""
 
 
