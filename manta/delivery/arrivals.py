@@ -13,27 +13,21 @@ bounded in what it looks at and never raises, whatever the bytes are.
 
 from __future__ import annotations
 
-import functools
-import tomllib
 from enum import StrEnum
-from importlib import resources
-from typing import Any, NamedTuple
-
-import re2
+from typing import NamedTuple
 
 from manta.delivery import bounce, bounce_prose
 from manta.delivery.bounce import Action, Recipient, first_address
 from manta.delivery.bounce_prose import Prose
+from manta.delivery.bounce_signs import is_bounce, is_delay_warning
 from manta.delivery.classification import Category
 from manta.delivery.feedback import NO_COMPLAINT, NOT_SPAM, feedback_of, is_redacted
-from manta.delivery.mailparts import Fields, Part, parse, split_fields, words_of
+from manta.delivery.inbound_mail import Mail, mail_of, plain, wordings
+from manta.delivery.mailparts import Fields, split_fields
 from manta.delivery.observations import BounceClass
 from manta.delivery.original import Original, original_of
 
 __all__ = ["Action", "Arrival", "ArrivalKind", "Original", "Recipient", "read"]
-
-TEXT_CHARACTERS_MAX = 100_000  # of a mail's own text
-_WORDING_CHARACTERS_MAX = 4_000  # of a text in which wordings are looked for
 
 
 class ArrivalKind(StrEnum):
@@ -60,64 +54,9 @@ class Arrival(NamedTuple):
     subject: str = ""
 
 
-class Wordings:
-    """Patterns of `data/arrivals.toml`, one automaton for each list."""
-
-    def __init__(self, document: dict[str, dict[str, list[str]]]) -> None:
-        self._sets: dict[tuple[str, str], Any] = {}
-        for kind, lists in document.items():
-            for name, patterns in lists.items():
-                options = re2.Options()
-                options.never_capture = True
-                options.log_errors = False
-                options.max_mem = 32 << 20
-                patterns_set = re2.Set.SearchSet(options)
-                for pattern in patterns:
-                    patterns_set.Add(pattern)
-                patterns_set.Compile()
-                self._sets[kind, name] = patterns_set
-
-    def has(self, kind: str, name: str, text: str) -> bool:
-        """``text`` as `plain` writes it."""
-        return bool(text) and bool(self._sets[kind, name].Match(text))
-
-
-@functools.cache
-def wordings() -> Wordings:
-    text = resources.files("manta.delivery").joinpath("data/arrivals.toml").read_text("utf-8")
-    return Wordings(tomllib.loads(text))
-
-
-_QUOTES = str.maketrans("", "", "'`’‘´")
-
-
-def plain(text: str) -> str:
-    """Text as wordings are looked for in it: lower case, one line, without apostrophes."""
-    return " ".join(text[:_WORDING_CHARACTERS_MAX].split()).lower().translate(_QUOTES)
-
-
-class _Mail(NamedTuple):
-    """What the decisions look at."""
-
-    root: Part
-    fields: Fields
-    sender: str
-    subject: str
-    prose: Prose
-    said: str  # what the prose says, as `plain` writes it
-    parts: dict[str, Part]  # the first of each type
-
-    @property
-    def own_addresses(self) -> frozenset[str]:
-        """Who wrote this mail, and whom it was written to."""
-        names = ("from", "to", "cc", "reply-to", "return-path", "delivered-to", "x-original-to")
-        values = " ".join(self.fields.get(name) for name in names)
-        return frozenset(address.lower() for address in bounce.addresses_in(values))
-
-
 def read(raw: bytes) -> Arrival:
     """What this mail is. Bounded in time and memory; never raises."""
-    mail = _mail(_unwrapped(parse(raw)))
+    mail = mail_of(raw)
     original = original_of(mail.parts, mail.fields, mail.prose.returned)
     for decide in (_as_complaint, _as_report, _as_receipt, _as_plain_complaint, _as_prose_bounce):
         arrival = decide(mail, original)
@@ -126,49 +65,10 @@ def read(raw: bytes) -> Arrival:
     return Arrival(_as_written(mail), (), original, "", mail.subject)
 
 
-def _unwrapped(root: Part) -> Part:
-    """The report that a gateway put into another report as a whole; else the mail itself."""
-    if root.parameters.get("report-type", "").lower() != "delivery-status":
-        return root
-    kinds = {part.content_type for part in root.walk()}
-    if "message/delivery-status" in kinds:
-        return root
-    for part in root.walk():
-        if part.content_type == "message/rfc822" and part.parts:
-            inside = part.parts[0]
-            if any(deeper.content_type == "message/delivery-status" for deeper in inside.walk()):
-                return inside
-    return root
-
-
-def _mail(root: Part) -> _Mail:
-    parts: dict[str, Part] = {}
-    texts: dict[str, list[str]] = {"text/plain": [], "text/html": []}
-    for part in root.walk():
-        parts.setdefault(part.content_type, part)
-        if part.content_type in texts and not part.parts:
-            texts[part.content_type].append(part.text()[:TEXT_CHARACTERS_MAX])
-    text = "\n\n".join(texts["text/plain"])
-    if not text.strip():
-        text = "\n\n".join(texts["text/html"])
-    if not text.strip():
-        text = root.raw
-    prose = bounce_prose.split_prose(text[:TEXT_CHARACTERS_MAX])
-    return _Mail(
-        root,
-        root.fields,
-        words_of(root.fields.get("from")).lower(),
-        words_of(root.fields.get("subject")),
-        prose,
-        plain("\n".join(prose.lines)),
-        parts,
-    )
-
-
 # ------------------------------------------------------------------ complaints
 
 
-def _as_complaint(mail: _Mail, original: Original) -> Arrival | None:
+def _as_complaint(mail: Mail, original: Original) -> Arrival | None:
     part = mail.parts.get("message/feedback-report")
     if part is None:
         return None
@@ -203,7 +103,7 @@ def _complained(addresses: tuple[str, ...], kind: ArrivalKind) -> tuple[Recipien
     )
 
 
-def _as_plain_complaint(mail: _Mail, original: Original) -> Arrival | None:
+def _as_plain_complaint(mail: Mail, original: Original) -> Arrival | None:
     """Hotmail's JMRP and others forward the mail, with a header or a subject that says so."""
     headers = dict(original.headers)
     marked = "x-hmxmroriginalrecipient" in mail.fields or "x-hmxmroriginalrecipient" in headers
@@ -221,7 +121,7 @@ def _as_plain_complaint(mail: _Mail, original: Original) -> Arrival | None:
 # ------------------------------------------------------------------ bounces
 
 
-def _as_report(mail: _Mail, original: Original) -> Arrival | None:
+def _as_report(mail: Mail, original: Original) -> Arrival | None:
     part = mail.parts.get("message/delivery-status") or mail.parts.get(
         "message/global-delivery-status"
     )
@@ -260,7 +160,7 @@ def _explained(recipient: Recipient, prose: Prose) -> Recipient:
 _UNKNOWN = "Uncategorized"
 
 
-def _as_receipt(mail: _Mail, original: Original) -> Arrival | None:
+def _as_receipt(mail: Mail, original: Original) -> Arrival | None:
     part = mail.parts.get("message/disposition-notification")
     if part is None:
         return None
@@ -279,104 +179,20 @@ def _as_receipt(mail: _Mail, original: Original) -> Arrival | None:
     return Arrival(ArrivalKind.READ_RECEIPT, (), original)
 
 
-def _reason(mail: _Mail) -> str:
+def _reason(mail: Mail) -> str:
     return bounce.one_line(" ".join(mail.prose.lines[:40]))
 
 
-def _as_prose_bounce(mail: _Mail, original: Original, is_report: bool = False) -> Arrival | None:
-    if not is_report and not _is_bounce(mail, original):
+def _as_prose_bounce(mail: Mail, original: Original, is_report: bool = False) -> Arrival | None:
+    if not is_report and not is_bounce(mail, original):
         return None
-    is_delay = _is_delay(mail)
+    is_delay = is_delay_warning(mail)
     action = Action.DELAYED if is_delay else Action.FAILED
     recipients = tuple(_prose_recipients(mail, original, action))
     return Arrival(ArrivalKind.DELAY if is_delay else ArrivalKind.BOUNCE, recipients, original)
 
 
-def _is_bounce(mail: _Mail, original: Original) -> bool:
-    """Whether a system says that mail was not delivered, and the mail is built as systems do it:
-    words alone prove nothing, as "your parcel could not be delivered" from a "Mail Team" shows."""
-    return _says_undelivered(mail) and _is_built_as_a_bounce(mail, original)
-
-
-def _is_built_as_a_bounce(mail: _Mail, original: Original) -> bool:
-    """A report, an empty return path (RFC 5321 §4.5.5), a mail that is returned, a transcript of
-    SMTP, an address that systems write from, whatever its display name, or a field that only they
-    write; else plain text that asks for no click."""
-    address = mail.sender.rpartition("<")[2]
-    return (
-        mail.root.content_type == "multipart/report"
-        or "x-failed-recipients" in mail.fields
-        or _has_empty_return_path(mail.fields)
-        or bool(original.headers)
-        or mail.fields.get("auto-submitted").strip().lower().startswith("auto")
-        or not address
-        or wordings().has("bounce", "senders", address)
-        or any(bounce_prose.has_code(line) for line in mail.prose.lines)
-        or not ("text/html" in mail.parts or "://" in mail.said or "www." in mail.said)
-    )
-
-
-def _says_undelivered(mail: _Mail) -> bool:
-    """The witnesses are who writes, the empty return path, the subject and the text; the less a
-    system is known by its name, the more the text must say. People who answer or forward
-    (RFC 5322 §3.6.4), and lists, write no bounces; vacation notices have an empty return path too
-    (RFC 3834 §3.3)."""
-    words, fields, subject = wordings(), mail.fields, plain(mail.subject)
-    if "x-failed-recipients" in fields:
-        return True
-    if words.has("bounce", "not_subjects", subject):
-        return False
-    is_by_subject = words.has("bounce", "subjects", subject) or words.has(
-        "delay", "subjects", subject
-    )
-    says = words.has("bounce", "texts", mail.said) or words.has("delay", "texts", mail.said)
-    if not mail.sender or words.has("bounce", "senders", mail.sender):
-        return says or words.has("bounce", "subjects", subject)
-    is_answer = "in-reply-to" in fields or "references" in fields
-    if (subject.startswith(_ANSWERS) and is_answer) or words.has("auto_reply", "subjects", subject):
-        return False
-    opening = mail.said[:_OPENING_CHARACTERS]
-    is_strong = is_by_subject and words.has("bounce", "strong", opening)
-    if _has_empty_return_path(fields):
-        return (says and is_by_subject) or is_strong
-    is_a_persons = opening.startswith(_GREETINGS) or "list-unsubscribe" in fields
-    return is_strong and not is_a_persons
-
-
-_OPENING_CHARACTERS = 400  # where a system says what it has to say
-_GREETINGS = ("hello", "hi ", "hi,", "hey", "dear", "good ", "hallo", "guten", "liebe", "sehr g")
-_ANSWERS = (
-    "re:",
-    "fw:",
-    "fwd:",
-    "aw:",
-    "wg:",
-    "tr:",
-    "sv:",
-    "rv:",
-    "antw:",
-    "r:",
-    "i:",
-    "回复",
-    "转发",
-)
-
-
-def _has_empty_return_path(fields: Fields) -> bool:
-    return_path = fields.get("return-path").strip().lower()
-    return return_path == "<>" or "mailer-daemon" in return_path
-
-
-def _is_delay(mail: _Mail) -> bool:
-    words = wordings()
-    subject = plain(mail.subject)
-    said = words.has("delay", "texts", mail.said)
-    if words.has("delay", "not_texts", mail.said) and not words.has("delay", "subjects", subject):
-        return False
-    return said
-
-
-def _prose_recipients(mail: _Mail, original: Original, action: Action) -> list[Recipient]:
+def _prose_recipients(mail: Mail, original: Original, action: Action) -> list[Recipient]:
     inside = bounce.recipients_of_fields("\n".join(mail.prose.lines))
     if inside and any("final-recipient" in line.lower() for line in mail.prose.lines):
         return inside
@@ -405,7 +221,7 @@ def _judged(address: str, action: Action, own: str, reason: str) -> Recipient:
     return second if second.category != _UNKNOWN else first
 
 
-def _general_reason(mail: _Mail) -> str:
+def _general_reason(mail: Mail) -> str:
     """What the text says beside addresses: lines with a code, else the first paragraph that is
     understood."""
     coded = [line for line in mail.prose.lines if bounce_prose.has_code(line)]
@@ -414,7 +230,7 @@ def _general_reason(mail: _Mail) -> str:
     return bounce_prose.reason_in(mail.prose)
 
 
-def _not_recipients(mail: _Mail, original: Original) -> frozenset[str]:
+def _not_recipients(mail: Mail, original: Original) -> frozenset[str]:
     headers = dict(reversed(original.headers))
     values = " ".join(
         headers.get(name, "") for name in ("from", "sender", "return-path", "reply-to")
@@ -422,7 +238,7 @@ def _not_recipients(mail: _Mail, original: Original) -> frozenset[str]:
     return mail.own_addresses | {address.lower() for address in bounce.addresses_in(values)}
 
 
-def _names_completed(mail: _Mail, original: Original) -> tuple[list[str], list[str]]:
+def _names_completed(mail: Mail, original: Original) -> tuple[list[str], list[str]]:
     """Mailbox names that stand without a domain, with the one of the returned mail's header, or of
     the system that writes."""
     names = bounce_prose.names_alone(mail.prose)
@@ -433,7 +249,7 @@ def _names_completed(mail: _Mail, original: Original) -> tuple[list[str], list[s
     return same, guessed
 
 
-def _last_resort(mail: _Mail, original: Original) -> list[str]:
+def _last_resort(mail: Mail, original: Original) -> list[str]:
     """Whom the returned mail was written to, if that is one person, and not at our own place."""
     own_domains = {address.rpartition("@")[2] for address in mail.own_addresses}
     headers = dict(reversed(original.headers))
@@ -447,7 +263,7 @@ def _last_resort(mail: _Mail, original: Original) -> list[str]:
 # ------------------------------------------------------------------ what is no bounce
 
 
-def _as_written(mail: _Mail) -> ArrivalKind:
+def _as_written(mail: Mail) -> ArrivalKind:
     words = wordings()
     subject = plain(mail.subject)
     if words.has("challenge", "subjects", subject) and words.has("challenge", "texts", mail.said):
