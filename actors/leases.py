@@ -40,7 +40,7 @@ class Leases:
         self.work: dict[int, int] = {}
         self.asking: dict[int, float] = {}
         self.ready: deque[GrantedLease] = deque()
-        self._unused = 0
+        self._unused: list[tuple[float, int]] = []  # when permits lapse, and how many
 
     @property
     def is_busy(self) -> bool:
@@ -60,10 +60,16 @@ class Leases:
         rows = min(max(rows, settings.lease_rows_min), settings.lease_rows_max)
         return max(1, min(rows, self.work[self._next_shard()]))
 
+    def keep_unused(self, permits: int, until_s: float) -> None:
+        """Permits that will never be used; they lapse then."""
+        self._unused.append((until_s, permits))
+
     def take_unused(self) -> int:
-        """Permits of the last grant that will never be used."""
-        unused, self._unused = self._unused, 0
-        return unused
+        """Those that still live, once. The Throttle would take lapsed ones for others, which it has
+        given since and which may be used."""
+        now_s, unused = self._clock.monotonic(), self._unused
+        self._unused = []
+        return sum(permits for until_s, permits in unused if now_s < until_s)
 
     def take(self, grant: Grant, now_s: float) -> None:
         """Ask the next shard, with these permits in hand."""
@@ -105,7 +111,7 @@ class Leases:
         elif grant.warming or grant.without:
             self._lane.no_permits_for(self._lane.settings.in_vain_s)
         if not any(campaign == EVERY_CAMPAIGN for campaign, _ in grant.bounces):
-            self._unused += grant.permits - rows
+            self.keep_unused(grant.permits - rows, until_s)
         self._end(shard, more)
 
     async def _refuse(self, shard: int) -> None:

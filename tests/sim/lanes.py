@@ -21,6 +21,7 @@ from manta.delivery.troubles import NoteTrouble
 from manta.errors import Fenced, RetryableError
 from manta.ids import MessageRef
 from tests.sim.auditor import Violation
+from tests.sim.pacing import Handed
 from tests.sim.protection import Granted
 from tests.sim.scheduler import Died, Steps
 
@@ -42,7 +43,8 @@ class LaneWork:
         self._domains: tuple[str, ...] | None = None
         self._except: tuple[str, ...] = ()
         self._work: dict[int, int] = {}
-        self._unused = 0
+        # Of which grants, until when, and how many permits.
+        self._unused: list[tuple[Handed, float, int]] = []
         self._backoff = CALM
         self._held = Connections(0, 0.0, 1)
         self._held_until_s = self._asked_s = float("-inf")
@@ -89,7 +91,7 @@ class LaneWork:
             return
         asked_s = self._clock.monotonic()
         wanted = self._random.randint(1, 4)
-        unused, self._unused = self._unused, 0
+        unused = self._take_unused()
         try:
             given: Granted = yield from self._w.network.ask(
                 "throttle", "grant", *self._arguments(wanted), unused, within_s=2.0
@@ -102,9 +104,18 @@ class LaneWork:
             yield min(max(grant.wait_s, 0.02), 10.0)
             return
         if not self._work:
-            self._unused += grant.permits
+            self._unused.append((given.handed, asked_s + grant.valid_s, grant.permits))
             return
         yield from self._use(given, asked_s + grant.valid_s)
+
+    def _take_unused(self) -> int:
+        """Permits that go back with the next question."""
+        now_s = self._clock.monotonic()
+        unused = [each for each in self._unused if self._w.mutant.returns_lapsed or now_s < each[1]]
+        self._unused = []
+        for handed, _, permits in unused:
+            handed.permits -= permits
+        return sum(permits for *_, permits in unused)
 
     def _arguments(self, wanted: int) -> tuple[Any, ...]:
         return (self._sender.name, tuple(self.lane), wanted)
@@ -149,7 +160,7 @@ class LaneWork:
         rows = 0 if lease is None or lease.grant is None else lease.grant.rows.num_rows
         failed = self._fail(lease_id, grant) if rows else 0
         if not any(campaign == EVERY_CAMPAIGN for campaign, _ in grant.bounces):
-            self._unused += grant.permits - (rows - failed)
+            self._unused.append((given.handed, until_s, grant.permits - (rows - failed)))
         yield from self._work_off(shard, lease_id, given, until_s)
         if not rows:
             yield EMPTY_S
@@ -249,7 +260,7 @@ class LaneWork:
                     *ref, OutcomeKind.RETURNED, self._clock.now(), "permits lapsed on the way"
                 )
             else:
-                self._w.pacing.sent(self.lane, ref, given, now_s)
+                self._w.pacing.sent(self.lane, ref, given.handed, now_s)
                 self._w.point(sender, "before DATA")
                 yield 0.02
                 reply = yield from self._w.receiver.transact(ref, self.lane)

@@ -30,6 +30,7 @@ class Mutant:
     """Which mistakes are made. None by default. ``patches``: (where, name, what stands there)."""
 
     replan_by_time: bool = False  # a lease past its deadline is planned again at once
+    returns_lapsed: bool = False  # a Sender brings permits back that are long over
     sending: type[Sending] | None = None
     journal: type[Journal] | None = None
     throttle: type[Throttle] | None = None

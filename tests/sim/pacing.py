@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from manta.delivery.gates import PACE, PERMIT_VALID_S, GateKey, keys_of
@@ -16,9 +17,16 @@ from manta.delivery.lanes import Lane, Limits
 from manta.delivery.warmup import Plan
 from manta.ids import MessageRef
 from tests.sim.auditor import Violation
-from tests.sim.protection import Granted
 
 _ROUNDING = 1e-6
+
+
+@dataclass(eq=False)
+class Handed:
+    """Permits of one grant: when, and how many of them have not come back."""
+
+    at_s: float
+    permits: int
 
 
 class Pacing:
@@ -37,13 +45,29 @@ class Pacing:
         self._plan = plan
         self._start = start
         self._sent: dict[GateKey, list[float]] = defaultdict(list)
+        self._granted: dict[GateKey, list[Handed]] = defaultdict(list)
         self._of_hour: dict[tuple[str, str, datetime], int] = defaultdict(int)
         self._of_day: dict[tuple[str, str, datetime], int] = defaultdict(int)
 
-    def sent(self, lane: Lane, ref: MessageRef, given: Granted, now_s: float) -> None:
+    def granted(self, lane: Lane, handed: Handed) -> None:
+        """Some Throttle hands out permits that count. What came back unused does not."""
+        for key, limits in zip(keys_of(lane), self._limits_of(lane), strict=True):
+            if limits is None:
+                continue
+            every = self._granted[key]
+            every.append(handed)
+            total = 0
+            for earlier in reversed(every):
+                total += earlier.permits
+                span_s = handed.at_s - earlier.at_s
+                allowed = limits.rate_per_s * PACE * span_s + limits.burst + _ROUNDING
+                if total > allowed:
+                    raise Violation(
+                        f"{total} permits in {span_s:.1f} s for {_name(key)}: {allowed:.1f} may be"
+                    )
+
+    def sent(self, lane: Lane, ref: MessageRef, given: Handed, now_s: float) -> None:
         """A message goes out by a permit of that grant."""
-        if given.grant.permits <= 0:
-            raise Violation(f"{ref} goes out without a permit")
         for key, limits in zip(keys_of(lane), self._limits_of(lane), strict=True):
             if limits is not None:
                 self._sent[key].append(now_s)
@@ -59,7 +83,7 @@ class Pacing:
             if len(sent) - place > allowed:
                 raise Violation(
                     f"{len(sent) - place} messages in {sent[-1] - first_s:.1f} s pass"
-                    f" {'/'.join(part for part in key if part)}: {allowed:.1f} may"
+                    f" {_name(key)}: {allowed:.1f} may"
                 )
 
     def _count(self, lane: Lane, at: datetime) -> None:
@@ -74,6 +98,10 @@ class Pacing:
             counts[place] += 1
             if counts[place] > quota:
                 raise Violation(f"{counts[place]} messages of a quota of {quota} for {place}")
+
+
+def _name(key: GateKey) -> str:
+    return "/".join(part for part in key if part)
 
 
 def gates_of(

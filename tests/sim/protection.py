@@ -30,6 +30,7 @@ from tests.faults import FaultyObjects
 from tests.sim.auditor import Violation
 from tests.sim.loop import Loop
 from tests.sim.network import Answered, Caller
+from tests.sim.pacing import Handed
 from tests.sim.scheduler import Owner
 
 if TYPE_CHECKING:
@@ -156,11 +157,8 @@ class ActorProcess(Owner):
 
 
 class Granted(NamedTuple):
-    """A grant, the number of the Throttle that gave it, and when."""
-
     grant: Grant
-    throttle: int
-    at_s: float
+    handed: Handed
 
 
 @dataclass(eq=False)
@@ -222,7 +220,10 @@ class ThrottleProcess(ActorProcess):
             failing = {c for c, _ in grant.bounces}
             if stopped and campaign not in grant.without and campaign not in failing:
                 raise Violation(f"campaign {campaign} may be leased while {action.cause}")
-        return Granted(grant, self.number, self.w.clock.monotonic())
+        handed = Handed(self.w.clock.monotonic(), grant.permits)
+        if grant.permits and not bounced:
+            self.w.pacing.granted(lane, handed)
+        return Granted(grant, handed)
 
 
 # -- Reputation ------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 from manta.clock import ManualClock
 from manta.command import Command
-from manta.delivery import throttle, warmup
+from manta.delivery import leasing, throttle, warmup
 from manta.delivery.campaign import CampaignPlan
 from manta.delivery.ledger import Policy
 from manta.delivery.ways import Ways, limits_of
@@ -26,7 +26,7 @@ from manta.ids import MessageRef
 from manta.settings import EgressSource, Pool, PoolMember, Settings
 from manta.store.shard import ShardStore
 from tests.faults import NO_FAULTS, Faults, FaultyObjects, MemoryObjects
-from tests.sim.auditor import Auditor, Violation
+from tests.sim.auditor import OPEN_AFTER, Auditor, Violation
 from tests.sim.directing import Campaign, direct
 from tests.sim.loop import Loop
 from tests.sim.mutants import Mutant
@@ -173,6 +173,7 @@ class World:
             with (
                 patch.object(warmup, "builtin", lambda: _PLAN),
                 patch.object(throttle, "builtin", shaping),
+                patch.object(leasing, "GREYLISTED_OPEN_AFTER", OPEN_AFTER),
                 self.mutant.applied(),
             ):
                 self._run()
