@@ -115,13 +115,13 @@ _CITIES = (
     ("Recife", "America/Recife"),
 )
 _DOMAINS = (  # as `sandbox.network` knows them
-    ("gmail.example", 0.44),
+    ("gmail.example", 0.455),
     ("yahoo.example", 0.16),
     ("outlook.example", 0.16),
     ("careful.example", 0.06),
     ("mail.example", 0.12),
     ("full.example", 0.03),
-    ("gone.example", 0.03),
+    ("gone.example", 0.015),
 )
 COLUMNS = (
     "email",

@@ -40,8 +40,8 @@ logger = logging.getLogger("manta.sandbox")
 @dataclass(frozen=True)
 class TownSettings:
     """All providers listen at ``smtp_port``, the DNS at ``dns_port`` of 127.0.0.1. ``inbox_port``
-    0: nothing is sent back. ``known``: messages a day that a source's address has brought until
-    now; other sources are strangers. ``changes``: fields of models, by the model's name.
+    0: nothing is sent back. ``known``: by the model's name, messages a day that a source's
+    address has brought until now; other sources are strangers. ``changes``: fields of models.
 
     ``haste`` divides every pause of the people, who do nothing unless ``alive``; ``speed`` is how
     fast the time of the providers runs.
@@ -52,7 +52,7 @@ class TownSettings:
     dns_port: int
     inbox_port: int = 0
     network: Network = field(default_factory=Network)
-    known: Mapping[str, int] = field(default_factory=dict)
+    known: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     seed: int = 1
     alive: bool = True
@@ -93,7 +93,7 @@ class Town:
             model = replace(behaviours()[name], **settings.changes.get(name, {}))
             behaviour = Behaviour(model, settings.seed)
             provider = Provider(behaviour, self._clock, self._take, tls, settings.speed)
-            for source, per_day in settings.known.items():
+            for source, per_day in settings.known.get(name, {}).items():
                 behaviour.know(source, per_day, provider.now_s())
             await provider.listen(hosts, settings.smtp_port)
             self._providers[name] = provider

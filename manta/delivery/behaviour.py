@@ -168,8 +168,11 @@ class Behaviour:
         self._tries: OrderedDict[bytes, float] = OrderedDict()
 
     def know(self, source: str, per_day: int, now_s: float) -> None:
-        """The source has brought so many messages a day until now: it is not cold."""
-        self._source(source, now_s).remember(int(now_s // _DAY_S) - 1, per_day)
+        """The source has brought so many messages a day until now: it is not cold, and no
+        greylister holds it up."""
+        known = self._source(source, now_s)
+        known.remember(int(now_s // _DAY_S) - 1, per_day)
+        known.passes = self.model.greylist_passes
 
     def connect(self, source: str, open_connections: int, now_s: float) -> Told | None:
         """The reply in the place of a greeting; None: welcome. ``open_connections``: that the

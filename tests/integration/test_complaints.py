@@ -93,7 +93,7 @@ async def test_complaints_at_one_provider_slow_it_there_and_an_undo_lifts_it(
         dns_port=free_port(["127.0.0.1"], with_udp=True),
         inbox_port=free_port(["127.0.0.1"]),
         network=NETWORK,
-        known={"127.0.0.2": 1_000_000},
+        known={name: {"127.0.0.2": 1_000_000} for name in NETWORK.hosts},
         changes={"google": CALM, "yahoo": CROSS},
         alive=False,
     )

@@ -126,7 +126,10 @@ async def test_connections_messages_and_rates_are_limited(tmp_path: Path) -> Non
         "yahoo": {**CALM["yahoo"], "connections_max": 1, "messages_per_connection": 2},
         "outlook": {**CALM["outlook"], "cold_per_day": 50},
     }
-    async with town(tmp_path, changes=changes, known={"127.0.0.3": 1_000}) as (here, settings):
+    async with town(tmp_path, changes=changes, known={"outlook": {"127.0.0.3": 1_000}}) as (
+        here,
+        settings,
+    ):
 
         def hold() -> None:
             with client(settings, "yahoo") as smtp:

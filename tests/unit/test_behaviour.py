@@ -230,6 +230,8 @@ def test_a_greylister_lets_in_who_tries_again() -> None:
     assert bring(it, 2, 300.0) == [ACCEPTED] * 2
     assert it.mail("192.0.2.1", "us.example", "new@a.example", 301.0) == ACCEPTED, "it is known now"
     assert it.mail("192.0.2.2", "us.example", "p1@a.example", 301.0).code == 450
+    it.know("192.0.2.2", 10, 301.0)
+    assert it.mail("192.0.2.2", "us.example", "p1@a.example", 301.0) == ACCEPTED
 
 
 # -- mailboxes -------------------------------------------------------------------------------------
