@@ -106,7 +106,6 @@ async def test_thirty_kills(ray_cluster: str, tmp_path: Path) -> None:
             host="127.0.0.1", port=port, tls="none", rate_per_s=500.0, burst=100, connections_max=4
         )
         changes = {"egress": (source,), "senders": 2, "retry_first_wait_s": 5.0}
-        changes |= {"lease_deadline_s": 60.0}
         async with world.running("kills", port, **changes) as (handles, settings):
             emails = [f"p{n}@d{n % 40}.example" for n in range(PEOPLE)]
             names = pa.array(["Ada"] * PEOPLE)
