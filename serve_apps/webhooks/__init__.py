@@ -17,6 +17,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from hashlib import sha256
 from types import ModuleType
 
 import httpx
@@ -50,6 +51,7 @@ from serve_apps.webhooks.events import (
 BODY_BYTES_MAX = 4 << 20
 AT_ONCE_MAX = 32
 CERTIFICATES_MAX = 16
+TOKENS_MAX = 50_000
 CERTIFICATE_KEPT = timedelta(hours=24)
 FETCH_TIMEOUT_S = 5.0
 FETCH_BYTES_MAX = 64 << 10
@@ -107,6 +109,7 @@ class Webhooks:
         self._sources = sources
         self._fetch = fetch
         self._certificates: dict[str, tuple[datetime, bytes]] = {}
+        self._tokens: dict[str, bytes] = {}  # of Mailgun, the oldest first
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -134,6 +137,8 @@ class Webhooks:
         else:
             module = PROVIDERS[provider]
             module.verify(headers, body, source.secrets, now)
+            if module is mailgun:
+                self._refuse_another(mailgun.token_of(body), body)
             events = module.events(body)
         if len(events) > EVENTS_MAX:
             raise TooLarge(f"{len(events):,} events in one request", limit_events=EVENTS_MAX)
@@ -143,6 +148,14 @@ class Webhooks:
         kind = (b"content-type", b"application/json")
         await send({"type": "http.response.start", "status": 200, "headers": [kind, length]})
         await send({"type": "http.response.body", "body": answer})
+
+    def _refuse_another(self, token: str, body: bytes) -> None:
+        """Raises ``Unauthorized`` where the token came with another body before."""
+        digest = sha256(body).digest()
+        if self._tokens.setdefault(token, digest) != digest:
+            raise refused()
+        while len(self._tokens) > TOKENS_MAX:
+            del self._tokens[next(iter(self._tokens))]
 
     async def _record(
         self, provider: str, events: Sequence[ProviderEvent], now: datetime

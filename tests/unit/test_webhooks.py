@@ -356,6 +356,17 @@ async def test_mailgun_events(world, event, stops):
     assert [row[1] for row in world.suppressions()] == ([stops] if stops else [])
 
 
+async def test_a_signature_of_mailgun_that_was_overheard_signs_nothing_else(world):
+    world.shards.person("ann@x.example")
+    said = {"id": "e", "event": "opened", "recipient": "ann@x.example"}
+    heard = of_mailgun(said, START)
+    forged = of_mailgun(said | {"id": "f", "event": "complained"}, START)
+    assert (await world.post("mailgun", *heard)).status_code == 200
+    assert (await world.post("mailgun", *heard)).status_code == 200  # its own retry
+    assert (await world.post("mailgun", *forged)).status_code == 401
+    assert not world.suppressions()
+
+
 @pytest.mark.parametrize(
     ("body", "stops"),
     [
