@@ -2,7 +2,7 @@
 
 Reputation owns it and journals it; Throttle, Director and Resolver hear it as a document, whole,
 and keep the newest by ``version``. It holds the operator's shaping text and the actions that are
-not over; what an action means at a lane is said by ``covering``, so that all read it alike.
+not over; what they mean at a lane is said by ``terms``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from datetime import datetime
 from typing import Any
 
 from manta.delivery.actions import Action
-from manta.delivery.lanes import Lane
 
 
 @dataclass(frozen=True)
@@ -28,10 +27,6 @@ class Law:
     def active(self, now: datetime) -> tuple[Action, ...]:
         """The actions that act now."""
         return tuple(action for action in self.actions if action.is_active(now))
-
-    def covering(self, lane: Lane, now: datetime) -> tuple[Action, ...]:
-        """Those of them that concern the lane, or some campaigns in it."""
-        return tuple(action for action in self.active(now) if action.scope.covers(lane))
 
     def to_document(self) -> dict[str, Any]:
         """JSON-ready."""
