@@ -189,8 +189,8 @@ def test_public_bounces_have_the_right_addresses_and_lasting() -> None:
         for raw in with_every_line_end((PUBLIC / "flufl" / name).read_bytes()):
             found = read(raw)
             got = {recipient.address.lower() for recipient in found.recipients}
-            is_delay = found.kind is ArrivalKind.DELAY
-            if got != addresses or (addresses and is_delay != is_temporary):
+            lasting = {recipient.is_permanent for recipient in found.recipients}
+            if got != addresses or (addresses and lasting != {not is_temporary}):
                 wrong.append(name)
                 break
     assert len(wrong) <= 0.03 * len(wanted), wrong
