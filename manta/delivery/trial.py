@@ -47,13 +47,14 @@ LEASE_ROWS_MAX = 500
 HOLD_S = 10.0
 HOLD_SOON_S = 1.0
 STEP_S_MAX = 2.0  # between two looks of a lane that has something to send
-IN_VAIN_S, IN_VAIN_S_MAX = 2.0, 60.0  # looks at a lane in which the campaign is suspended
+IN_VAIN_S, IN_VAIN_S_MAX = 1.0, 60.0  # between looks at a lane that is held
 WARMING_WAIT_S = 300.0  # nobody engaged is left for a cold source: more may come by retries
 DECIDE_S_MIN, DECIDE_S_MAX, DECIDE_PART = 0.5, 120.0, 0.005  # of the time that has passed
 QUIET_S = 60.0  # between decisions when nothing is seen and an action holds
 NOBODY = Told(0, "")
 AFTER_S = 2 * 86_400.0  # so long complaints and bounces are watched after the last message
 MOSTLY = 0.95
+QUEUED_S = 0.5  # so much work may wait for the processor, or all lanes would wait for its end
 LATE_EVERY = 256  # events between two looks at the time that a run may take
 EVENTS_MAX = 3_000_000
 
@@ -312,9 +313,12 @@ class Trial:
         if not queue.ready():
             self._sleep(way)
             return
-        wait_s = max(way.backoff.wait_s(now_s), self._free_at_s - now_s)
-        if wait_s > 0 or not self._hold(way):
-            self._look_at(way, now_s + max(wait_s, HOLD_SOON_S if wait_s <= 0 else 0.0))
+        wait_s = max(way.backoff.wait_s(now_s), self._free_at_s - now_s - QUEUED_S)
+        if wait_s > 0:
+            self._look_at(way, now_s + wait_s)
+            return
+        if not self._hold(way):
+            self._look_in_vain(way)
             return
         capacity = max(1, int(way.connections / way.message_s * LEASE_S))
         wanted = min(queue.ready(), capacity, LEASE_ROWS_MAX)
@@ -328,8 +332,7 @@ class Trial:
             return
         if self._facts.campaign_id in grant.without:
             self._give_back(way, grant.permits)
-            way.in_vain_s = min(max(IN_VAIN_S, 2 * way.in_vain_s), IN_VAIN_S_MAX)
-            self._look_at(way, now_s + way.in_vain_s)
+            self._look_in_vain(way)
             return
         way.in_vain_s = 0.0
         sent = self._send(way, grant)
@@ -341,7 +344,12 @@ class Trial:
         self._free_at_s = max(self._free_at_s, now_s) + sent / self._facts.pace.per_s
         way.is_busy = sent >= capacity or sent * way.message_s > way.connections * way.step_s
         next_s = now_s + max(took_s, way.step_s if sent < wanted else 0.0, grant.wait_s)
-        self._look_at(way, max(next_s, self._free_at_s))
+        self._look_at(way, next_s)
+
+    def _look_in_vain(self, way: _Way) -> None:
+        """Nothing is to be had while an action holds: look again, after longer and longer."""
+        way.in_vain_s = min(max(IN_VAIN_S, 2 * way.in_vain_s), IN_VAIN_S_MAX)
+        self._look_at(way, self._now_s + way.in_vain_s)
 
     def _sleep(self, way: _Way) -> None:
         """Nothing may go now: look again when something is due."""
