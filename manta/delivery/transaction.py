@@ -191,13 +191,18 @@ class Transactions:
         self._stopped = why
 
     def receive(self, data: bytes) -> bytes:
-        """Takes bytes from the server; returns what to write next."""
+        """Takes bytes from the server; returns what to write next.
+
+        What is returned has not gone out yet, so nothing of it can have been answered.
+        """
+        if self.finished:
+            return b""
+        out, answerable = b"", len(self._waiting)
         try:
             replies = self._parser.feed(data)
-            out = b""
             self.received += len(replies)
-            for code, text in replies:
-                if not self._waiting:
+            for place, (code, text) in enumerate(replies):
+                if not self._waiting or (place >= answerable and code != 421):
                     raise ProtocolViolation(f"reply without a command: {code} {_shown(text)}")
                 step, index = self._waiting.popleft()
                 if code == 421:
@@ -205,7 +210,7 @@ class Transactions:
                     return b""
                 out += _HANDLERS[step](self, index, code, text)
         except ProtocolViolation as violation:
-            self.lost(str(violation))
+            self.lost(str(violation), len(out))
             return b""
         self._finish_if_done()
         return out

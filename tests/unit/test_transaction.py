@@ -208,7 +208,8 @@ def test_a_reply_too_many_makes_the_connection_worthless_and_keeps_the_outcomes(
 def test_mail_out_of_sequence_is_the_connections_fault_and_nobodys_failure():
     burst = Transactions(mails(3), PLAIN)
     burst.start()
-    burst.receive(OK + OK + b"354 go\r\n")
+    for reply in (OK, OK, b"354 go\r\n"):
+        burst.receive(reply)
     burst.receive(b"500 Error: (OperationalError)\r\n")  # a server that then forgot to clean up
     burst.receive(b"503 Error: nested MAIL command\r\n")
     assert verdicts(burst) == ["failed", "not_sent", "not_sent"]
