@@ -41,7 +41,7 @@ from manta.settings import Settings
 
 RUNS_MAX = 20
 BUDGET_S = 10.0  # no further run begins that would not fit
-GIVE_UP_S = 16.0  # of the first run
+GIVE_UP_S = 18.0  # of the first run
 DOMAINS_MAX = 500  # that are known by name; the rest is together
 DESTINATIONS_MAX = 40
 PRIOR_MESSAGES = 2_000

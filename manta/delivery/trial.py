@@ -44,13 +44,13 @@ from manta.delivery.windows import Unit, seconds
 
 LEASE_S = 2.0  # a lane asks for what it sends in this time
 LEASE_ROWS_MAX = 500
-HOLD_S = 10.0
+HOLD_S = 25.0  # they are held for 30; a Sender asks more often, which changes nothing
 HOLD_SOON_S = 1.0
 STEP_S_MAX = 2.0  # between two looks of a lane that has something to send
 IN_VAIN_S, IN_VAIN_S_MAX = 1.0, 60.0  # between looks at a lane that is held
 WARMING_WAIT_S = 300.0  # nobody engaged is left for a cold source: more may come by retries
-DECIDE_S_MIN, DECIDE_S_MAX, DECIDE_PART = 0.5, 120.0, 0.005  # of the time that has passed
-QUIET_S = 60.0  # between decisions when nothing is seen and an action holds
+DECIDE_S_MIN, DECIDE_S_MAX, DECIDE_PART = 0.5, 120.0, 0.01  # of the time that has passed
+QUIET_S = 120.0  # between decisions when nothing is seen and an action holds
 NOBODY = Told(0, "")
 AFTER_S = 2 * 86_400.0  # so long complaints and bounces are watched after the last message
 MOSTLY = 0.95
