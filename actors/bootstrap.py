@@ -59,7 +59,7 @@ UP_DEADLINE_S = 120.0
 FIRST = ("catalog", "throttle", "reputation", "resolver")  # they start without a shard
 INBOX = "inbox-00"
 S3_APPEND_GAP_S = 0.1
-LOCAL_APPEND_GAP_S = 0.02
+LOCAL_APPEND_GAP_S = 0.04
 # glibc keeps an arena per thread; a shard has few threads that allocate much.
 PROCESS_ENVIRONMENT = {"MALLOC_ARENA_MAX": "2"}
 
@@ -115,7 +115,7 @@ def _shaping_text(settings: Settings) -> str:
     if not settings.shaping_file:
         return ""
     try:
-        text = Path(settings.shaping_file).read_text()
+        text = Path(settings.shaping_file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidRequest(
             f"the shaping file cannot be read: {error}",

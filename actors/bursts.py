@@ -221,15 +221,20 @@ class Worker:
         envelopes: Sequence[Envelope],
         replies: Sequence[Reply],
     ) -> None:
-        lane, was_used = self._lane, self._accepted > 0
+        lane, was_used, now = self._lane, self._accepted > 0, self._clock.now()
         accepted = sum(reply.verdict is Verdict.ACCEPTED for reply in replies)
         self._accepted += accepted
         is_closed = self._accepted > 0 and any(reply.code == SERVICE_CLOSES for reply in replies)
         by_campaign: Counter[int] = Counter()
         for envelope, reply in zip(envelopes, replies, strict=True):
-            outcome = self._outcome(burst, envelope.ref, reply, is_closed, connection.is_open)
+            ref = envelope.ref
+            if reply.verdict is Verdict.ACCEPTED:
+                said = (reply.reason, reply.code, reply.text, lane.lane.source)
+                outcome = Outcome(*ref, OutcomeKind.ACCEPTED, now, *said)
+            else:
+                outcome = self._outcome(burst, ref, reply, is_closed, connection.is_open, now)
             self._sender.decide(burst.lease_id, outcome)
-            campaign_id = lease.rows[envelope.ref]["campaign_id"]
+            campaign_id = lease.rows[ref]["campaign_id"]
             if reply.verdict is Verdict.ACCEPTED:
                 by_campaign[campaign_id] += 1
             else:
@@ -243,10 +248,19 @@ class Worker:
             lane.failed(f"a connection broke: {replies[-1].text}")
 
     def _outcome(
-        self, burst: Burst, ref: MessageRef, reply: Reply, is_closed: bool, is_open: bool
+        self,
+        burst: Burst,
+        ref: MessageRef,
+        reply: Reply,
+        is_closed: bool,
+        is_open: bool,
+        now: datetime,
     ) -> Outcome:
-        """``is_closed``: the server has closed a connection that it had taken mail on."""
-        sender, now = self._sender, self._clock.now()
+        """What a message has come to that was not accepted.
+
+        ``is_closed``: the server has closed a connection that it had taken mail on.
+        """
+        sender = self._sender
         if reply.verdict is Verdict.NOT_SENT and (is_open or is_closed):
             # Nothing was wrong with it: it was withdrawn, its time was up, or the server wants
             # another connection. It may go at once.

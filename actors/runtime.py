@@ -23,7 +23,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 
-from actors.process import keep_pandas_out
+from actors.process import calm_collector, keep_pandas_out
 from manta.errors import MantaError, NotReady, OutcomeUnknown
 
 NAMESPACE = "manta"
@@ -84,6 +84,7 @@ class Host:
             result = None if start is None else start()
             if asyncio.iscoroutine(result):
                 await result
+            calm_collector()
         except Exception as error:
             self._fail("started", error)
 

@@ -54,10 +54,10 @@ _ENDS = (Fenced, OutcomeUnknown, Damaged)
 @dataclass(frozen=True)
 class SenderSettings:
     """``append_gap_s``: the least time between two journal entries: on a local disk about what
-    composing a burst takes, so that connections share an entry; 0.1 on an object store, where each
-    costs money."""
+    composing two bursts takes, so that connections share an entry; 0.1 on an object store, where
+    each costs money."""
 
-    append_gap_s: float = 0.02
+    append_gap_s: float = 0.04
     append_retry_s: float = 0.5
     settle_after_s: float = 1.0  # an outcome waits so long for the rest of its lease
     settle_retry_s: float = 1.0
