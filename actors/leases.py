@@ -17,6 +17,7 @@ from actors.bursts import GrantedLease
 from manta.delivery.classification import Category
 from manta.delivery.observations import BounceClass, Seen
 from manta.delivery.sending import Refusal, Wanted
+from manta.delivery.sites import refusal_class
 from manta.delivery.throttle import Grant
 from manta.errors import Fenced, MantaError, RetryableError
 from manta.ids import MessageRef
@@ -119,7 +120,8 @@ class Leases:
         wanted = self._wanted(lane.settings.lease_rows_max)
         lease_id, rows, more = await self._open(shard, wanted)
         if rows:
-            refusal = Refusal(lane.site.refusal, BounceClass.HARD, Category.BAD_DOMAIN)
+            why = lane.site.refusal
+            refusal = Refusal(why, refusal_class(why), Category.BAD_DOMAIN)
             lease = await self._composed(lease_id, float("inf"))
             if lease is not None:
                 self._fail(lease, list(lease.rows), refusal)

@@ -30,6 +30,7 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 from manta.delivery.lanes import OTHERS, Site
+from manta.delivery.observations import BounceClass
 
 EXCHANGERS_MAX = 50
 ADDRESSES_MAX = 16  # of one host
@@ -40,6 +41,7 @@ KEPT_MAX_S = 86_400.0
 NOTHING_KEPT_MIN_S = 60.0
 NOTHING_KEPT_MAX_S = 3_600.0  # RFC 2308 §5 allows three hours; a domain that begins is not kept out
 TROUBLE_KEPT_S = 30.0
+NULL_MX = "domain takes no mail (null MX)"
 
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
@@ -119,7 +121,7 @@ def exchangers_of(answer: Answer) -> Exchangers | Refused | None:
     pairs = [pair for pair in map(_exchanger, answer.records) if pair is not None]
     named = {pair for pair in pairs if pair[1]}
     if not named and pairs:
-        return Refused("domain takes no mail (null MX)")
+        return Refused(NULL_MX)
     usable = sorted(pair for pair in named if _is_usable(pair[1]))[:EXCHANGERS_MAX]
     if not usable:
         return Refused("domain takes no mail (its MX names no host that can be reached)")
@@ -162,6 +164,12 @@ def refused_site(domain: str, why: str, provider_of: ProviderOf) -> Site:
         return Site("~refused", "~refused", (), why)
     name = f"{domain}~refused"
     return Site(name, provider_of(domain, ()) or name, (), why)
+
+
+def refusal_class(refusal: str) -> BounceClass:
+    """How much a refusal counts against an address. Only the null MX (RFC 7505) is the domain's own
+    word; all else a DNS that lies would say of every domain, so it suppresses nobody at once."""
+    return BounceClass.HARD if refusal == NULL_MX else BounceClass.SOFT
 
 
 def relay_site(domain: str, provider_of: ProviderOf) -> Site:

@@ -16,6 +16,7 @@ from manta.delivery.outcomes import Outcome, OutcomeKind
 from manta.delivery.replies import Reply, Verdict
 from manta.delivery.retry import CALM, BackoffPolicy
 from manta.delivery.sending import Burst, Refusal, Wanted, outcome_of
+from manta.delivery.sites import refusal_class
 from manta.delivery.throttle import Connections, Grant
 from manta.delivery.troubles import NoteTrouble
 from manta.errors import Fenced, RetryableError
@@ -211,7 +212,8 @@ class LaneWork:
         lease_id = yield from self._lease(shard, Grant(200, 0.0, 0.0))
         lease = self._sender.sending.leases.get(lease_id)
         if lease is not None:
-            refusal = Refusal(self._site.refusal, BounceClass.HARD, Category.BAD_DOMAIN)
+            why = self._site.refusal
+            refusal = Refusal(why, refusal_class(why), Category.BAD_DOMAIN)
             self._refused(lease_id, list(lease.messages), refusal)
         yield from self._work_off(shard, lease_id, None, float("-inf"))
 
@@ -260,7 +262,7 @@ class LaneWork:
                     *ref, OutcomeKind.RETURNED, self._clock.now(), "permits lapsed on the way"
                 )
             else:
-                self._w.pacing.sent(self.lane, ref, given.handed, now_s)
+                self._w.pacing.sent(self.lane, now_s)
                 self._w.point(sender, "before DATA")
                 yield 0.02
                 reply = yield from self._w.receiver.transact(ref, self.lane)

@@ -20,6 +20,7 @@ from manta.delivery.observations import Seen
 from manta.delivery.planning import ExpireRows
 from manta.delivery.replies import Reply, Verdict, classify
 from manta.delivery.retry import BackoffPolicy
+from manta.delivery.sites import NULL_MX
 from manta.delivery.throttle import Connections
 from manta.delivery.transaction import Envelope
 from tests.unit.sender_house import LANE, NOT_SENT, QUICK, SITE, House, people
@@ -117,13 +118,22 @@ async def test_what_can_never_be_delivered_fails_without_permits_and_without_the
         await house.until_states(accepted=30, failed=30)
         await house.until(lambda: house.reputation.count(Seen.FAILED) == 30)
     assert Counter(house.shards.ledger("reason, bounce_class, category", "state = 'failed'")) == {
-        ("no such domain", "hard", "BadDomain"): 30
+        ("no such domain", "soft", "BadDomain"): 30
     }
     assert {lane.site for _, lane in house.throttle.asked} == {"mx.a.example"}
     assert {site.name for _, site, _ in house.server.connected} == {"mx.a.example"}
     told = [o for o in house.reputation.observed if o.seen is Seen.FAILED]
     assert all(o.is_internal and o.text == "no such domain" for o in told)
     assert {o.sending_domain for o in told} == {"shop.example"}
+
+
+@pytest.mark.parametrize("refusal, suppressed", [("no such domain", 0), (NULL_MX, 4)])
+async def test_a_lying_dns_suppresses_nobody(refusal: str, suppressed: int) -> None:
+    house = Direct(mailboxes("dead.example", each=4))
+    house.refusals["dead.example"] = refusal
+    async with house.running():
+        await house.until_states(failed=4)
+    assert sum(len(s.rows("SELECT * FROM suppressions")) for s in house.shards.shards) == suppressed
 
 
 async def test_domains_that_have_lanes_of_their_own_are_left_to_them() -> None:

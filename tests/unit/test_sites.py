@@ -21,6 +21,7 @@ from manta.delivery.sites import (
     kept_s,
     must_verify,
     narrowed,
+    refusal_class,
     refused_site,
     relay_site,
     site_name,
@@ -114,6 +115,14 @@ def test_a_provider_is_known_by_its_exchangers_and_else_the_site_stands_for_itse
 def test_a_relay_knows_listed_domains_and_others():
     assert relay_site("mail.google.com", google) == Site("google", "google")
     assert relay_site("a.example", google) == Site(OTHERS, OTHERS)
+
+
+def test_only_what_a_domain_says_itself_counts_hard():
+    said = mx("0 .")
+    assert isinstance(said, Refused) and refusal_class(said.why) == "hard"
+    nobody = exchangers_of(Answer(Found.NO_NAME))
+    assert isinstance(nobody, Refused) and refusal_class(nobody.why) == "soft"
+    assert refusal_class("no host that would take its mail has an address") == "soft"
 
 
 def test_a_refused_domain_shares_no_site():
