@@ -52,7 +52,6 @@ TELL_S = 60.0
 AGAIN_S = 5.0
 PEOPLE_S = 60.0  # what people did is read from the shards so often
 SETTLED_BY = timedelta(seconds=10)  # an event is in its shard by then
-RESUMED_AGAIN = timedelta(hours=1)
 LISTENERS = ("throttle", "director", "resolver")
 BATCH_MAX = 10_000
 REPLAYED_SHOWN = 1_000
@@ -92,7 +91,7 @@ class ReputationActor(JournaledActor):
         self._seen = asyncio.Event()
         self._told_at_s = -TELL_S
         self._untold: dict[int, Action] = {}  # pauses that the Director has not answered for
-        self._unresumed: dict[int, Action] = {}
+        self._resumed: set[int] = set()  # pauses that are over, and the Director knows
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def recovered(self) -> None:
@@ -108,10 +107,6 @@ class ReputationActor(JournaledActor):
         for action in self._state.law(now).actions:
             if action.kind is ActionKind.PAUSE:
                 self._untold[action.id] = action
-        for action in self._state.actions.values():
-            undone_at = action.undone_at
-            if action.kind is ActionKind.PAUSE and undone_at and now - undone_at < RESUMED_AGAIN:
-                self._unresumed[action.id] = action  # it may not have been told
         self._keep(self._work())
         self._keep(self._look_back())
 
@@ -286,9 +281,9 @@ class ReputationActor(JournaledActor):
         for action in ruling.actions:
             logger.info("action %d: %s %s: %s", action.id, action.kind, action.scope, action.cause)
         self._untold |= {action.id: action for action in ruling.pauses}
-        for action in ruling.resumes:
-            self._untold.pop(action.id, None)
-            self._unresumed[action.id] = action
+        for action in ruling.actions:
+            if not action.is_active(self._clock.now()):
+                self._untold.pop(action.id, None)
         if is_news:
             self._tell_law()
 
@@ -305,9 +300,12 @@ class ReputationActor(JournaledActor):
                 campaign_id = action.scope.campaign_id
                 await self._calls.call("director", "pause_for", campaign_id, action.to_document())
             self._untold.pop(id, None)
-        for id, action in list(self._unresumed.items()):
-            await self._calls.call("director", "resume_for", action.scope.campaign_id, id)
-            self._unresumed.pop(id, None)
+        ended = {a.id: a for a in self._state.ended_pauses(self._clock.now())}
+        self._resumed &= ended.keys()
+        for id in ended.keys() - self._resumed:  # after a start it may know: it does nothing then
+            campaign_id = ended[id].scope.campaign_id
+            await self._calls.call("director", "resume_for", campaign_id, id)
+            self._resumed.add(id)
 
     async def _look_back(self) -> None:
         """Ask every shard for what it has on record from before we began, and from then on, each

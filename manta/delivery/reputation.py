@@ -154,6 +154,17 @@ class Reputation:
         active = tuple(action for action in self.actions.values() if action.is_active(now))
         return Law(self.head.version, self.head.shaping_text, active)
 
+    def ended_pauses(self, now: datetime) -> list[Action]:
+        """Pauses that hold their campaign no more: undone, or over while no other one holds it.
+        Of several it is the first that the campaign stands still for, so each is named."""
+        pauses = [a for a in self.actions.values() if a.kind is ActionKind.PAUSE]
+        held = {a.scope.campaign_id for a in pauses if a.is_active(now)}
+        return [
+            a
+            for a in pauses
+            if not a.is_active(now) and (a.undone_at or a.scope.campaign_id not in held)
+        ]
+
     # -- what people ask ---------------------------------------------------------------------------
 
     def act(

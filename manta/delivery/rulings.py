@@ -37,14 +37,13 @@ class Head:
 
 @dataclass(frozen=True)
 class Ruling:
-    """``pauses``: actions that the Director has to hear; ``resumes``: pauses that were undone."""
+    """``pauses``: actions that the Director has to hear."""
 
     head: Head
     actions: tuple[Action, ...] = ()
     forgotten: tuple[int, ...] = ()
     courses: tuple[Course, ...] = ()
     pauses: tuple[Action, ...] = ()
-    resumes: tuple[Action, ...] = ()
     judged: frozenset[Unit] = frozenset()
     triggers: tuple[Any, ...] = ()
 
@@ -90,7 +89,6 @@ class Draft:
         self._changed: dict[int, Action] = {}
         self._moved: dict[Unit, Course] = {}
         self._pauses: dict[int, Action] = {}
-        self._resumes: dict[int, Action] = {}
 
     # -- reading -----------------------------------------------------------------------------------
 
@@ -173,8 +171,6 @@ class Draft:
     def undo(self, action: Action, by: str) -> Action:
         undone = action.undone(by, self.now)
         self.put(undone)
-        if undone.kind is ActionKind.PAUSE:
-            self._resumes[undone.id] = undone
         return undone
 
     def put(self, action: Action) -> None:
@@ -197,7 +193,6 @@ class Draft:
             self._outdated(),
             tuple(self._moved.values()),
             tuple(self._pauses.values()),
-            tuple(self._resumes.values()),
             frozenset(judged),
             tuple(triggers),
         )

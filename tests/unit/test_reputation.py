@@ -204,7 +204,7 @@ def test_an_undo_of_a_suspended_campaign_and_of_a_pause() -> None:
     house.apply(ruling)
     assert ruling.pauses == (action,)
     undone, ruling = house.reputation.undo(action.id, "bob", house.clock.now())
-    assert ruling.resumes == (undone,)
+    assert ruling.actions == (undone,)
 
 
 def test_what_cannot_be_undone_says_why() -> None:

@@ -207,6 +207,27 @@ async def test_the_director_is_asked_to_pause_until_it_answers(house: House) -> 
     assert house.told("resume_for") == [(7, action["id"])]
 
 
+async def test_a_campaign_goes_on_when_its_last_pause_is_over(house: House) -> None:
+    actor = await house.start()
+    first = await actor.act("pause", {"campaign_id": 7}, "complaints", 600, {}, "ann")
+    second = await actor.act("pause", {"campaign_id": 7}, "more of them", 900, {}, "ann")
+    other = await actor.act("pause", {"campaign_id": 8}, "complaints", 700, {}, "ann")
+    await until(lambda: len(house.told("pause_for")) == 3)
+    house.clock.advance(750)
+    await until(lambda: house.told("resume_for"))
+    await house.settled()
+    assert house.told("resume_for") == [(8, other["id"])]
+    house.calls.answers["director", "resume_for"] = NotReady("on its way")
+    house.clock.advance(200)
+    await until(lambda: len(house.told("resume_for")) >= 3)
+    house.calls.answers["director", "resume_for"] = None
+    await until(lambda: actor._resumed == {first["id"], second["id"], other["id"]})
+    before = len(house.told("resume_for"))
+    again = await house.start()  # a new process says it once more: nobody knows who was told
+    await until(lambda: len(again._resumed) == 3)
+    assert len(house.told("resume_for")) == before + 3
+
+
 async def test_nothing_is_told_that_is_not_journaled(house: House) -> None:
     actor = await house.start()
     await actor.observe([])
