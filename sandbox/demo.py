@@ -340,7 +340,7 @@ async def run(folder: Path, console: Console, *, keep: bool) -> int:
         return 1
     console.print("Next: [bold]manta demo --keep[/] leaves it running: watch a campaign in the")
     console.print("console, read the mails; [bold]manta --help[/] shows what else there is; the")
-    console.print(f"history lies as Parquet in {folder}/data: manta.lake.open reads it.")
+    console.print(f"history lies as Parquet in {folder}/data: manta.store.lake.open reads it.")
     if keep:
         console.print("\nRunning. Ctrl-C ends it.")
         await asyncio.Event().wait()

@@ -42,6 +42,8 @@ COLUMNS = (
     "unreached",
 )
 PLACES = {name: place for place, name in enumerate(COLUMNS)}
+# What is deferred for the mailbox's own sake.
+_OF_MAILBOXES = ("QuotaIssues", "InactiveMailbox", "InvalidRecipient")
 _GREYLISTED = "Greylisted"  # manta.delivery.classification.Category
 ATTEMPTED = ("accepted", "deferred", "greylisted", *(f"failed_{name}" for name in _CLASSES))
 _ATTEMPT_PLACES = frozenset(PLACES[name] for name in ATTEMPTED)
@@ -102,6 +104,8 @@ def column_of(observed: Observed) -> int | None:
         return PLACES[f"{seen}_{name}"]
     if seen is Seen.DEFERRED and observed.category == _GREYLISTED:
         return PLACES["greylisted"]
+    if seen is Seen.DEFERRED and observed.category in _OF_MAILBOXES:
+        return None  # a full mailbox says nothing about us, and is all that a campaign's end has
     return PLACES[str(seen)]
 
 

@@ -1,7 +1,7 @@
 """Reads of events: what a person did and was sent, as far back as memory goes.
 
 Changes of attributes, consents and memberships are history: they lie in the lake alone
-(``manta.lake``), as do events older than the retention window.
+(``manta.store.lake``), as do events older than the retention window.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from actors import bootstrap
+from actors import building
 from actors.runtime import Caller, start_actor, stop_actor
 from manta.command import Change, Context, Database, Decision, Op
 from manta.errors import NotReady, OutcomeUnknown
@@ -105,7 +105,7 @@ async def test_of_two_incarnations_of_a_shard_the_old_one_stops(ray_cluster: str
     async with world.running("twins", 25) as (handles, settings):
         await world.import_people(handles, people(10))
         old = await Caller("twins").pid("shard-000")
-        start_actor("twins/intruder", partial(bootstrap.build_shard, settings, 0))
+        start_actor("twins/intruder", partial(building.build_shard, settings, 0))
         try:
 
             async def both_recovered() -> bool:

@@ -17,7 +17,7 @@ from random import Random
 import pyarrow as pa
 import pytest
 
-from actors import bootstrap
+from actors import building
 from actors.handles import Handles
 from actors.runtime import Caller
 from manta.delivery.attempts import decode_entry
@@ -44,7 +44,7 @@ Ref = tuple[int, int]
 
 def open_attempts(settings: Settings, sender: str) -> set[Ref]:
     """Attempts without an outcome in a Sender's journal as it lies there."""
-    journal = bootstrap._attempt_entries(settings, sender)
+    journal = building._attempt_entries(settings, sender)
     attempted: set[Ref] = set()
     known: set[Ref] = set()
     for sequence in journal.sequences():

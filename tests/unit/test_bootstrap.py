@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import pickle
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 
-from actors import bootstrap
+from actors import bootstrap, building
 from actors.handles import Handles, Shards, Singleton
+from actors.io import smtp
 from manta.clock import ManualClock
 from manta.delivery.lanes import Lane, Site
 from manta.delivery.replies import Reply
@@ -92,8 +94,10 @@ ALL = Settings(senders=2, inbox=InboxSettings(port=2525))
 
 @pytest.mark.parametrize("role", bootstrap.roles(ALL))
 def test_every_role_is_built_by_something_that_can_be_sent_to_another_process(role: str) -> None:
-    builder = bootstrap._builder(role, ALL)
-    assert pickle.loads(pickle.dumps(builder)).args[0] == ALL
+    builder = pickle.loads(pickle.dumps(partial(building.build, role, ALL)))
+    assert builder.args == (role, ALL)
+    kind = role.partition("-")[0]
+    assert callable(getattr(building, f"build_{kind}"))
 
 
 def test_there_is_an_inbox_only_where_it_has_a_port() -> None:
@@ -130,11 +134,11 @@ async def test_connections_go_by_the_kind_of_their_source(monkeypatch: pytest.Mo
             opened.append((self.name, *arguments))
             return "connection"
 
-    monkeypatch.setattr(bootstrap, "SmtpConnector", Connector)
-    monkeypatch.setattr(bootstrap, "DirectConnector", Connector)
+    monkeypatch.setattr(smtp, "SmtpConnector", Connector)
+    monkeypatch.setattr(smtp, "DirectConnector", Connector)
     sources = (EgressSource(name="relay"), EgressSource(name="mx-a", kind="direct"))
     resolver = Singleton(None, "resolver", ManualClock(), Random(1))
-    connect = bootstrap._connect(Settings(egress=sources), resolver, Random(1))
+    connect = building._connect(Settings(egress=sources), resolver, Random(1))
     site, held = Site("mx", "p", (("mx",),)), Connections(1, 30.0, 50, "required")
     lane = Lane("relay", "relay", "others", "others")
     await connect(lane, site, held)

@@ -14,6 +14,7 @@ from manta.delivery.actions import ActionKind, Narrower, Scope
 from manta.delivery.courses import Phase
 from manta.delivery.observations import BounceClass, Observed, Seen
 from manta.delivery.rulings import UNLIMITED
+from manta.delivery.windows import PLACES, column_of
 from manta.errors import Conflict, InvalidRequest, NotFound
 from tests.unit.reputation_house import DOMAIN, Flow, ReputationHouse, ScriptedRules, lane
 
@@ -370,3 +371,9 @@ def test_rebuilt_windows_do_not_use_evidence_again() -> None:
     house.see(Seen.COMPLAINED, 3)
     (revised,) = house.decide().actions
     assert revised.figures["messages"] == 600 and revised.figures["bad"] == 7
+
+
+def test_what_is_deferred_for_a_mailbox_own_sake_says_nothing_about_us() -> None:
+    seen = Observed(datetime(2026, 1, 1), Seen.DEFERRED, "d", "s", "p", "p", 1, code=452)
+    assert column_of(seen._replace(category="QuotaIssues")) is None
+    assert column_of(seen._replace(category="TransientFailure")) == PLACES["deferred"]
