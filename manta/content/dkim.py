@@ -115,8 +115,10 @@ def unsigned(
     """What ``sign`` signs, one for each signer."""
     if not signers:
         return []
-    order, listed = _order(tuple(name for name, _ in fields))
-    lines = "".join([f"{relaxed_field(name, fields[at][1])}\r\n" for at, name in order])
+    order, listed = _order(tuple([name for name, _ in fields]))
+    lines = "".join([f"{name}:{fields[at][1]}\r\n" for at, name in order])
+    if not _is_relaxed(lines, len(order)):
+        lines = "".join([f"{relaxed_field(name, fields[at][1])}\r\n" for at, name in order])
     body_hash = base64.b64encode(hashlib.sha256(relaxed_body(body)).digest()).decode()
     found = []
     for signer in signers:
@@ -142,6 +144,17 @@ def _order(names: tuple[str, ...]) -> tuple[tuple[tuple[int, str], ...], str]:
         places.setdefault(name.lower(), []).append(at)
     order = tuple((at, name) for name in SIGNED_FIELDS for at in reversed(places.get(name, ())))
     return order, _folded_names([*(name for _, name in order), *OVERSIGNED_FIELDS])
+
+
+def _is_relaxed(lines: str, count: int) -> bool:
+    """Whether so many header lines (names in lower case) are certainly in their relaxed form."""
+    return (
+        lines.count("\r") == count  # none is folded
+        and ": " not in lines  # nor begins with a blank, for all that can be seen from here
+        and " \r" not in lines
+        and "  " not in lines
+        and "\t" not in lines
+    )
 
 
 def relaxed_field(name: str, value: str) -> str:

@@ -48,6 +48,9 @@ _TO_URL_SAFE = bytes.maketrans(b"+/", b"-_")
 _TOKEN = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 _VERP = struct.Struct(">Iqq")
 _VERP_TAG_BYTES = 8
+_BASE32 = "0123456789abcdefghijklmnopqrstuv"
+_PAIRS = [first + second for first in _BASE32 for second in _BASE32]
+_PAIRS_AT = range(210, -1, -10)
 _VERP_TEXT = re.compile(r"[0-9a-v]{45}", re.ASCII)
 
 
@@ -158,7 +161,7 @@ class Keyring:
     def _local_part(self, ref: MessageRef, person: bytes) -> str:
         head = _VERP.pack(self.current.key_id, *ref)
         tag = _tag(self.current.secret, head, person, _VERP_TAG_BYTES)
-        return base64.b32hexencode(head + tag).decode().rstrip("=").lower()
+        return _base32(head + tag)
 
     def boundary(self, ref: MessageRef) -> str:
         """24 characters for a MIME boundary: the same for the same message, and not guessable."""
@@ -218,7 +221,7 @@ class Keyring:
         if not _VERP_TEXT.fullmatch(text):
             raise _forged()
         raw = base64.b32hexdecode(text.upper() + "===")
-        if base64.b32hexencode(raw).decode().rstrip("=").lower() != text:
+        if _base32(raw) != text:
             raise _forged()
         key_id, subscriber_id, message_key = _VERP.unpack_from(raw)
         key = self._key(key_id, now)
@@ -251,6 +254,12 @@ def encode_piece(raw: bytes) -> str:
     """base64url without padding; texts of pieces whose lengths divide by three may be joined."""
     text = binascii.b2a_base64(raw, newline=False).translate(_TO_URL_SAFE)
     return text.rstrip(b"=").decode("ascii")
+
+
+def _base32(raw: bytes) -> str:
+    """The 28 octets of a local part in RFC 4648's base32hex, small letters, no padding."""
+    number = int.from_bytes(raw, "big") << 1  # 225 bits: 45 characters
+    return _BASE32[number >> 220] + "".join([_PAIRS[number >> at & 1023] for at in _PAIRS_AT])
 
 
 def _tag(secret: bytes, message: bytes, person: bytes, size: int) -> bytes:
