@@ -8,7 +8,7 @@ A connection that cannot be had pauses the lane (``manta.delivery.retry.LaneBack
 leased without one, and the Throttle sees no demand, so other members of the pool take the mail
 over. What waits for long gets the trouble as its reason. While nothing moves (a server that hangs),
 nothing more is leased and no connection is added. A site that can never take mail needs no
-connection: what is due for it is leased and fails.
+connection, nor does a lane of which an action bounces all: what is due is leased and fails.
 """
 
 from __future__ import annotations
@@ -176,8 +176,10 @@ class LaneRun:
             if backoff_s > self.settings.hold_soon_s and not self._workers:
                 await self._let_go()
             return min(pause_s, self.settings.idle_s)
-        if not await self._hold(now_s):
+        if not await self._hold(now_s) and not self._bounces:
             return self.settings.trouble_pause_s
+        if self._bounces:
+            return await self._lease(now_s) if leases.wants_more(now_s) else self.settings.stalled_s
         self._add_worker(now_s)
         if not self._is_connected:
             self.has_lease.set()  # whoever waits for one looks at its connection
@@ -264,6 +266,11 @@ class LaneRun:
     def may_hold(self) -> int:
         """Connections that the Throttle has granted and that have not lapsed."""
         return self._held.held if self._clock.monotonic() < self._held_until_s else 0
+
+    @property
+    def _bounces(self) -> bool:
+        """All that is due is to fail without a connection."""
+        return self._held.bounces and self._clock.monotonic() < self._held_until_s
 
     @property
     def held(self) -> Connections:

@@ -60,13 +60,15 @@ class Grant(NamedTuple):
 
 class Connections(NamedTuple):
     """How many connections the Sender may hold, for how long from the moment of asking; ``wait_s``:
-    the lane is suspended, so ask for nothing before."""
+    the lane is suspended, so ask for nothing before. ``bounces``: all that waits for the lane is to
+    fail, so lease it without a connection."""
 
     held: int
     valid_s: float
     messages_per_connection: int
     tls: str = "opportunistic"  # of a direct source: what the shaping file says of the site
     wait_s: float = 0.0
+    bounces: bool = False
 
 
 NO_GRANT = Grant(0, 0.0, 1.0)
@@ -273,9 +275,11 @@ class Budgets:
     ) -> Connections:
         """How many connections the Sender may hold on the lane from now on (0 wanted: it has
         closed them). It may be fewer than it holds: it then closes the rest. Of a suspended lane
-        none: whoever asked us to stay away is not called on either."""
+        none: whoever asked us to stay away is not called on either. Nor where all bounces."""
         terms, wait_s = self._terms_of(lane, now_s, now), 0.0
-        if terms.suspended_until is not None and not terms.bounces_all:
+        if terms.bounces_all:
+            wanted = 0
+        elif terms.suspended_until is not None:
             wanted, wait_s = 0, self._suspended_s(terms.suspended_until)
         claimant = Claimant(sender, lane)
         rooms = []
@@ -288,8 +292,8 @@ class Budgets:
             others = [room for other, room in enumerate(rooms) if other != place]
             gate.shares.hold(claimant, min([wanted, *others]), held, now_s)
             gate.used_s = now_s
-        messages = terms.messages_per_connection
-        return Connections(held, CONNECTION_VALID_S, messages, terms.tls, wait_s)
+        messages, bounces = terms.messages_per_connection, terms.bounces_all
+        return Connections(held, CONNECTION_VALID_S, messages, terms.tls, wait_s, bounces)
 
     def forget(self, sender: str) -> None:
         """A Sender that is known to be dead: its connections are gone."""

@@ -379,7 +379,7 @@ class Trial:
             return way.held > 0
         wanted = max(1, 2 * way.connections if way.is_busy else way.connections)
         got = self._budgets.hold(way.name, way.lane, wanted, now_s, self._now)
-        way.held = got.held
+        way.held = got.held or int(got.bounces)  # what bounces goes without one
         way.held_until_s = now_s + (HOLD_S if got.held else HOLD_SOON_S)
         way.may_grow_s = now_s + HOLD_SOON_S
         self._connect(way)

@@ -85,10 +85,11 @@ class LaneWork:
     def _deliver(self, place: int) -> Steps:
         """Permits for one lease, and what becomes of it."""
         yield self._backoff.wait_s(self._clock.monotonic())
-        if not (yield from self._hold(place)):
+        may_connect = yield from self._hold(place)
+        if not may_connect and not self._held.bounces:
             yield 1.0
             return
-        if not (yield from self._connect()):
+        if not self._held.bounces and not (yield from self._connect()):
             return
         asked_s = self._clock.monotonic()
         wanted = self._random.randint(1, 4)

@@ -157,6 +157,21 @@ async def test_a_bounced_campaign_fails_with_the_cause_and_without_the_network()
     assert reasons == {"administratively bounced: blocked by an operator"}
 
 
+async def test_what_a_dead_site_holds_is_bounced_without_a_connection() -> None:
+    house = Direct(mailboxes("a.example", "b.example"))
+    house.server.unreachable["mx.a.example"] = REFUSED
+    now = house.clock.now()
+    settings = replace(QUICK.lane, backoff=BackoffPolicy(0.05, wait_s_max=0.1))
+    async with house.running(replace(QUICK, lane=settings)):
+        await house.until_states(accepted=5, planned=5)
+        scope = Scope(provider="a.example")
+        bounce = Action(1, ActionKind.BOUNCE, scope, "given up", now, now + timedelta(hours=1))
+        house.throttle.budgets.obey(Law(1, "", (bounce,)))
+        await house.until_states(accepted=5, failed=5)
+    reasons = {reason for (reason,) in house.shards.ledger("reason", "state = 'failed'")}
+    assert reasons == {"administratively bounced: given up"}
+
+
 async def test_nobody_connects_to_where_nothing_may_go(monkeypatch: pytest.MonkeyPatch) -> None:
     house = Direct(mailboxes("a.example"), shards=1)
     now = house.clock.now()

@@ -209,6 +209,12 @@ def test_what_bounces_as_a_whole_costs_no_permits():
     assert t.status(0.0)["sources"]["mx"]["available"] == 1000 - 100 - before
 
 
+def test_what_bounces_as_a_whole_needs_no_connection():
+    t = throttle(law=law(act(ActionKind.BOUNCE, "blocked for good", provider="google")))
+    assert t.hold("s0", GMAIL, 3, 0.0, now=NOW)[::5] == (0, True)
+    assert t.hold("s0", SMALL, 1, 0.0, now=NOW)[::5] == (1, False)
+
+
 def test_a_campaign_with_a_limit_has_its_turns():
     t = throttle(law=law(act(ActionKind.LIMIT, rate=20.0, campaign_id=7)))
     with_it = in_all = 0
