@@ -16,7 +16,7 @@ caller that died in between finishes the work.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -51,6 +51,7 @@ from manta.people.suppressions import (
     suppressing,
 )
 
+ATTRIBUTED_MAX = timedelta(days=30)  # what comes of an address may be about mail this old
 FUTURE_MAX = timedelta(minutes=5)  # an event cannot come from the future
 # Feedback that is no person's complaint: taken back (RFC 6430), about our DKIM or DMARC (RFC 6591),
 # or about a virus (RFC 5965 §7.3).
@@ -223,8 +224,11 @@ class RecordBounceOf:
         said = {"category": self.category, "diagnostic": self.diagnostic, "source": self.source}
         event = _event(self, "bounced", self.bounce_class, said, message, context, event_id)
         counted = bool(event or done.changes)
+        seen = _observed_of(database, self, Seen.BOUNCED, message, context) if event else ()
         return Decision(
-            _returned(counted, message, done, database), (*event, *done.changes), done.pushes
+            _returned(counted, message, done, database),
+            (*event, *done.changes),
+            (*done.pushes, *seen),
         )
 
     def repeat(self, database: Database, context: Context) -> Returned:
@@ -257,8 +261,11 @@ class RecordComplaintOf:
         said = {"source": self.source}
         event = _event(self, "complained", self.feedback_type, said, message, context, event_id)
         counted = bool(event or done.changes)
+        seen = _observed_of(database, self, Seen.COMPLAINED, message, context) if event else ()
         return Decision(
-            _returned(counted, message, done, database), (*event, *done.changes), done.pushes
+            _returned(counted, message, done, database),
+            (*event, *done.changes),
+            (*done.pushes, *seen),
         )
 
     def repeat(self, database: Database, context: Context) -> Returned:
@@ -413,12 +420,44 @@ def _event(
     return [Change("events", Op.INSERT, rows)]
 
 
-def _observed(
-    command: RecordBounce | RecordComplaint, seen: Seen, message: _Message, context: Context
-) -> Push:
+def _observed_of(
+    database: Database, command: Command, seen: Seen, message: _Message, context: Context
+) -> tuple[Push, ...]:
+    """Of an address it is most likely the last message that the person got, if they got one lately;
+    one that has bounced does not bounce again. It is a hint to Reputation and moves no row."""
+    at = _at(command.occurred_at, context)
+    rows = database.rows(
+        "SELECT source, provider, campaign_id FROM ledger WHERE subscriber_id = ?"
+        " AND channel = 'email' AND state = ? AND kind <> ? AND changed_at BETWEEN ? AND ?"
+        " AND source IS NOT NULL AND provider IS NOT NULL AND (bounced_at IS NULL OR ?)"
+        " ORDER BY changed_at DESC LIMIT 1",
+        [
+            message.person,
+            State.ACCEPTED,
+            Kind.TEST,
+            at - ATTRIBUTED_MAX,
+            at + FUTURE_MAX,  # other clocks
+            seen is Seen.COMPLAINED,
+        ],
+    )
+    if not rows:
+        return ()
+    source, provider, campaign_id = rows[0]
+    domain = _sending_domain(database, campaign_id)
+    last = replace(
+        message,
+        source=source,
+        provider=provider,
+        campaign_id=campaign_id,
+        sending_domain=domain,
+    )
+    return (_observed(command, seen, last, context),)
+
+
+def _observed(command: Command, seen: Seen, message: _Message, context: Context) -> Push:
     """Reputation counts by sending domain, source and provider; the ledger knows no site."""
     bounce_class, category, text = BounceClass.COMPLAINT, "", ""
-    if isinstance(command, RecordBounce):
+    if isinstance(command, RecordBounce | RecordBounceOf):
         bounce_class, category = BounceClass(command.bounce_class), command.category
         text = command.diagnostic[:REPLY_CHARACTERS_MAX]
     observed = Observed(

@@ -379,6 +379,27 @@ def test_an_address_that_nobody_has_is_suppressed_all_the_same():
     assert (again.answer.counted, again.changes) == (False, ())
 
 
+def test_what_comes_of_an_address_is_told_of_the_last_message_its_person_got(shard):
+    person = shard.refs[0][0]
+    (address,) = shard.rows("SELECT email FROM profiles WHERE subscriber_id = ?", person)[0]
+    claimed(shard, person, address, START)
+    decision = shard.run(RecordComplaintOf(address, START, "abuse", "ses", "k"))
+    (observed,) = [push.arguments[0][0] for push in decision.pushes if push.to == "reputation"]
+    assert observed == Observed(
+        START, Seen.COMPLAINED, "news.example", "mx-a", "google", "", CAMPAIGN,
+        BounceClass.COMPLAINT, "", 0, "",
+    )  # fmt: skip
+    decision = shard.run(bounce_of(address))
+    (observed,) = [push.arguments[0][0] for push in decision.pushes if push.to == "reputation"]
+    assert (observed.seen, observed.bounce_class, observed.campaign_id) == (
+        Seen.BOUNCED, BounceClass.HARD, CAMPAIGN,
+    )  # fmt: skip
+    assert all(push.to != "reputation" for push in shard.run(bounce_of(address)).pushes)
+    shard.pass_time(days=31)
+    late = RecordComplaintOf(address, shard.now, "abuse", "ses", "k2")
+    assert all(push.to != "reputation" for push in shard.run(late).pushes)
+
+
 def test_a_soft_bounce_of_an_address_counts_with_those_of_messages():
     shard = SendingShard()
     claimed(shard, 1, "p1@d1.example", START - timedelta(days=9))
