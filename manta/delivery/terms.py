@@ -121,6 +121,11 @@ def terms_of(
     )
 
 
+def is_suspended(covering: Iterable[Action]) -> bool:
+    """Whether one of the active actions that cover a lane stops it as a whole."""
+    return any(_suspends(action) and not is_about_campaigns(action) for action in covering)
+
+
 def is_about_campaigns(action: Action) -> bool:
     return bool(action.scope.campaign_id or action.scope.sending_domain)
 

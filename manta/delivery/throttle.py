@@ -26,7 +26,7 @@ from manta.delivery.law import Law
 from manta.delivery.pools import Rotation, Turn
 from manta.delivery.shaping import Shaping, builtin, parse
 from manta.delivery.taken import Takings
-from manta.delivery.terms import SITE, ActiveActions, Terms, campaign_bucket, terms_of
+from manta.delivery.terms import SITE, ActiveActions, Terms, campaign_bucket, is_suspended, terms_of
 from manta.delivery.warmup import OTHERS, Quota, Warmup
 from manta.delivery.ways import Ways
 from manta.errors import InvalidRequest, Overloaded
@@ -245,9 +245,11 @@ class Budgets:
             self.warmup.touch(quota)
 
     def _has_warm_member(self, lane: Lane) -> bool:
+        """Whether another member is warm and may send there: a suspended one takes nothing over."""
         members = self._ways.pools.get(lane.pool, ())
         return any(
             not self.warmup.is_cold(source, lane.provider, self._now)
+            and not is_suspended(self._active.covering(lane._replace(source=source)))
             for source in members
             if source != lane.source
         )

@@ -215,6 +215,17 @@ def test_what_bounces_as_a_whole_needs_no_connection():
     assert t.hold("s0", SMALL, 1, 0.0, now=NOW)[::5] == (1, False)
 
 
+def test_a_suspended_warm_member_takes_nothing_over_from_a_cold_one():
+    ways = Ways(pools={"pool": {"a": 1, "b": 1}}, cold_since={"a": NOW.date()})
+    limits = Limits(100.0, 100, 10)
+    cold = Lane("pool", "a", "google", "google")
+    suspend = act(ActionKind.SUSPEND, "blocked", source="b", provider="google")
+    of_campaign = act(ActionKind.SUSPEND, "complaints", source="b", campaign_id=7)
+    for acting, warming in ((), True), ((of_campaign,), True), ((suspend,), False):
+        t = Budgets({"a": limits, "b": limits}, ways, empty_at_s=None, law=law(*acting))
+        assert t.grant("s0", cold, 10, 0.0, now=NOW).warming is warming
+
+
 def test_a_campaign_with_a_limit_has_its_turns():
     t = throttle(law=law(act(ActionKind.LIMIT, rate=20.0, campaign_id=7)))
     with_it = in_all = 0
