@@ -129,6 +129,7 @@ class Reputation:
             except Overloaded:
                 self.triggers_dropped += 1
         self._name_campaigns(draft)
+        draft.drop_outdated_courses()
         return draft.ruling(judged, triggers)
 
     def apply(self, ruling: Ruling) -> None:
@@ -138,6 +139,10 @@ class Reputation:
             self.actions[action.id] = action
         for id in ruling.forgotten:
             self.actions.pop(id, None)
+        for lane in ruling.freed:
+            self.courses.pop(lane, None)
+            self._steps.pop(lane, None)
+            self.windows.unmark(lane)
         for course in ruling.courses:
             before = self.courses.get(course.lane)
             self.courses[course.lane] = course
@@ -188,6 +193,7 @@ class Reputation:
             limits=limits,
             figures={"by": by},
             campaigns=self._campaigns(scope),
+            by_person=True,
         )
         return action, draft.ruling()
 

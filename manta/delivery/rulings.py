@@ -14,13 +14,14 @@ from typing import Any
 from manta.clock import as_text
 from manta.definitions import DocumentChange
 from manta.delivery.actions import Action, ActionKind, Narrower, Scope
-from manta.delivery.courses import Course
-from manta.delivery.windows import Unit, seconds
+from manta.delivery.courses import Course, Phase
+from manta.delivery.windows import LONGEST_S, Unit, seconds
 from manta.errors import Overloaded
 from manta.ids import encode_id, hash64
 
 ACTIONS_MAX = 2_000  # kept, over ones too
 ACTIVE_MAX = 1_000
+ACTIVE_OF_RULES_MAX = 900  # there is always room for what people do
 KEPT = timedelta(days=30)  # how long an action is shown after its end
 STEPS_SHOWN = 20
 UNLIMITED = Narrower()
@@ -37,19 +38,21 @@ class Head:
 
 @dataclass(frozen=True)
 class Ruling:
-    """``pauses``: actions that the Director has to hear."""
+    """``pauses``: actions that the Director has to hear; ``freed``: lanes whose course is over and
+    whose mark lies before every span."""
 
     head: Head
     actions: tuple[Action, ...] = ()
     forgotten: tuple[int, ...] = ()
     courses: tuple[Course, ...] = ()
     pauses: tuple[Action, ...] = ()
+    freed: tuple[Unit, ...] = ()
     judged: frozenset[Unit] = frozenset()
     triggers: tuple[Any, ...] = ()
 
     @property
     def is_empty(self) -> bool:
-        return not self.actions and not self.courses and not self.forgotten
+        return not (self.actions or self.courses or self.forgotten or self.freed)
 
     def changes(self) -> tuple[DocumentChange, ...]:
         """The documents to journal."""
@@ -63,6 +66,7 @@ class Ruling:
             *(("actions", f"{a.id:012d}", a.to_document()) for a in self.actions),
             *(("actions", f"{id:012d}", None) for id in self.forgotten),
             *(("courses", _name(c.lane), c.to_document()) for c in self.courses),
+            *(("courses", _name(lane), None) for lane in self.freed),
         )
 
 
@@ -89,6 +93,7 @@ class Draft:
         self._changed: dict[int, Action] = {}
         self._moved: dict[Unit, Course] = {}
         self._pauses: dict[int, Action] = {}
+        self._freed: set[Unit] = set()
 
     # -- reading -----------------------------------------------------------------------------------
 
@@ -128,10 +133,12 @@ class Draft:
         limits: Narrower = UNLIMITED,
         figures: Mapping[str, Any] | None = None,
         campaigns: Iterable[int] = (),
+        by_person: bool = False,
     ) -> Action:
         """A new action. Raises ``Overloaded`` where too many are active."""
-        if len(self.active()) >= ACTIVE_MAX:
-            raise Overloaded(f"{ACTIVE_MAX} actions are active", path="actions")
+        most = ACTIVE_MAX if by_person else ACTIVE_OF_RULES_MAX
+        if len(self.active()) >= most:
+            raise Overloaded(f"{most} actions are active", path="actions")
         id = self._head.last_action + 1
         until = self.now + timedelta(seconds=duration_s)
         action = Action(
@@ -179,6 +186,12 @@ class Draft:
     def move(self, course: Course) -> None:
         self._courses[course.lane] = self._moved[course.lane] = course
 
+    def drop_outdated_courses(self) -> None:
+        """Free lanes of which no evidence from before the mark can be seen any more."""
+        for lane, course in self._courses.items():
+            if course.phase is Phase.FREE and self.now_s - course.mark.at_s > LONGEST_S:
+                self._freed.add(lane)
+
     def set_shaping(self, text: str) -> None:
         self._head = replace(self._head, shaping_text=text, version=self._head.version + 1)
 
@@ -193,6 +206,7 @@ class Draft:
             self._outdated(),
             tuple(self._moved.values()),
             tuple(self._pauses.values()),
+            tuple(self._freed - self._moved.keys()),
             frozenset(judged),
             tuple(triggers),
         )

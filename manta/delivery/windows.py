@@ -63,6 +63,8 @@ SPANS = {
 }
 
 
+LONGEST_S = max(span.length_s + span.grain_s for span in SPANS.values())
+
 # What is kept of each kind of unit: lanes are judged by all spans, who sends only by the long ones.
 DOMAIN_SPANS = ("hour", "day", "week")
 CAMPAIGN_SPANS = ("day", "week")
@@ -321,6 +323,10 @@ class Windows:
         self._marks[lane] = mark
         for unit in self._of_lane.get(lane, ()):
             self._windows[unit].mark(mark.at_s, mark.is_pardoned)
+
+    def unmark(self, lane: Unit) -> None:
+        """All evidence from before the mark has left every span."""
+        self._marks.pop(lane, None)
 
     def get(self, unit: Unit) -> Window | None:
         return self._windows.get(unit)

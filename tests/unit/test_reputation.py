@@ -317,13 +317,33 @@ def test_too_many_actions_stop_no_decision(monkeypatch: pytest.MonkeyPatch) -> N
     house = ReputationHouse()
     storm = Flow("google", deferrals=0.8)
     house.run(90, storm)
-    monkeypatch.setattr(rulings, "ACTIVE_MAX", 0)
+    monkeypatch.setattr(rulings, "ACTIVE_OF_RULES_MAX", 0)
     house.clock.advance(1_800)
     house.see(Seen.ACCEPTED, 1_000, provider="yahoo")
     house.see(Seen.COMPLAINED, 50, provider="yahoo")
     house.decide()
     assert house.reputation.courses[lane()].phase is Phase.FREE
     assert not house.active() and house.reputation.triggers_dropped == 2
+    asked = (ActionKind.SUSPEND, Scope(source="a"), "maintenance", 60, UNLIMITED, "ann")
+    house.apply(house.reputation.act(*asked, house.clock.now())[1])
+    assert len(house.active()) == 1, "there is room for what people do"
+
+
+def test_a_free_course_is_forgotten_when_no_span_reaches_its_mark() -> None:
+    house = ReputationHouse()
+    house.run(90, Flow("google", deferrals=0.8))
+    house.apply(house.reputation.undo(house.active()[0].id, "ann", house.clock.now())[1])
+    assert house.reputation.courses[lane()].phase is Phase.FREE
+    house.clock.advance(6 * 86_400)
+    house.decide()
+    assert lane() in house.reputation.courses
+    house.clock.advance(86_400 + 3_601)
+    ruling = house.decide()
+    assert [(name, document) for name, _, document in ruling.changes()][1:] == [("courses", None)]
+    reputation = house.reputation
+    assert not (reputation.courses or reputation.windows._marks or reputation._steps)
+    house.run(90, Flow("google", deferrals=0.8))
+    assert house.active(), "it begins anew"
 
 
 def test_old_actions_are_forgotten_and_active_ones_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
