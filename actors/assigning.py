@@ -246,14 +246,20 @@ class Assigner:
         return {d for d, (_, site) in self._sites.items() if site is None and d in due}
 
     async def _note_unknown(self) -> None:
-        """Say now and then, on the rows of all domains that are not known, why they wait."""
+        """Say now and then, on the rows of all domains that are not known, why they wait. In a pool
+        with a relay they do not: that one asks nobody where a domain is."""
         now_s = self._clock.monotonic()
         if now_s - self._unknown_noted_s < NOTE_EVERY_S:
             return
         self._unknown_noted_s = now_s
         unknown = tuple(self._unknown_domains())
-        note = NoteTrouble(tuple(self._pools), UNKNOWN, unknown)
-        for shard in list(self.reports) if unknown else ():
+        stuck = [
+            pool
+            for pool, members in self._pools.items()
+            if all(member.source in self._direct for member in members)
+        ]
+        note = NoteTrouble(tuple(stuck), UNKNOWN, unknown)
+        for shard in list(self.reports) if unknown and stuck else ():
             try:
                 await self._calls.call(shard_role(shard), "execute", [note])
             except Exception as error:  # it is noted again

@@ -691,6 +691,24 @@ async def test_rows_of_a_domain_that_the_dns_does_not_tell_say_so_in_the_end() -
         await w.until(lambda: all(_reasons(shard) == {assigning.UNKNOWN} for shard in w.shards))
 
 
+async def test_rows_that_a_relay_takes_wait_for_no_dns() -> None:
+    async with world(settings=POOLED) as w:
+
+        async def sites(domains: list[str]) -> dict[str, Site | None]:
+            return dict.fromkeys(domains)
+
+        w.sites = sites
+        await w.director.launch(await w.draft(source="main"))
+        await w.until(lambda: w.ledger() == {"planned": 10})
+        w.clock.advance(assigning.NOTE_EVERY_S)
+        now_s = w.clock.monotonic()
+        for shard in (0, 1):
+            await w.director.work(shard, [Work("main", "b.example", 1, 5, None)])
+        await w.until(lambda: w.director._assigner._unknown_noted_s == now_s)
+        await asyncio.sleep(0.05)
+        assert all(_reasons(shard) == {None} for shard in w.shards)
+
+
 def _reasons(shard: Shard) -> set[str | None]:
     return {reason for (reason,) in shard.rows("SELECT reason FROM ledger")}
 
