@@ -250,6 +250,13 @@ class Dialogue(SMTP):
         if self.transport is not None:
             self.transport.close()
 
+    async def push(self, status: Any) -> None:
+        """A client that has gone ends the dialogue as a lost connection does: it is no fault."""
+        try:
+            await super().push(status)
+        except ConnectionError:
+            raise asyncio.CancelledError from None
+
     # -- a message ---------------------------------------------------------------------------------
 
     async def smtp_DATA(self, arg: str | None) -> None:
@@ -302,6 +309,8 @@ class Dialogue(SMTP):
                 return message.refusal
             except asyncio.LimitOverrunError as error:
                 message.add(await self._reader.readexactly(error.consumed))
+            except (ConnectionError, asyncio.IncompleteReadError):
+                raise asyncio.CancelledError from None  # the client broke off, as in ``push``
             if message.size > DRAINED_TIMES * self.listener.limits.message_bytes_max:
                 await self.push(message.refusal or "552 5.3.4 too large")
                 self.hang_up()

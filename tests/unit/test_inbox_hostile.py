@@ -1,8 +1,12 @@
 """What strangers may try at the inbox, and what each of it costs: real sockets on loopback."""
 
 import asyncio
+import gc
+import logging
 import resource
+import socket
 import ssl
+import struct
 from datetime import datetime, timedelta
 
 import pytest
@@ -245,6 +249,45 @@ async def test_one_that_leaves_in_the_middle_leaves_nothing_behind(house):
     while house.inbox._listener.connections:
         await asyncio.sleep(0.005)
     assert house.inbox._listener.held_bytes == 0
+
+
+@pytest.mark.parametrize("sent", [b"", b"half\r\n", b"whole\r\n.\r\n"])
+async def test_one_that_breaks_off_is_no_fault_of_ours(house, caplog, sent):
+    talk = await ready(house)
+    await talk.say("DATA")
+    talk.writer.write(sent)
+    await talk.writer.drain()
+    own = talk.writer.get_extra_info("socket")
+    own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # RST
+    talk.writer.transport.abort()
+    while house.inbox._listener.connections:
+        await asyncio.sleep(0.005)
+    gc.collect()  # an exception that nobody has asked for is told when its task goes
+    await asyncio.sleep(0)
+    assert [r for r in caplog.records if r.levelno >= logging.ERROR] == []
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError, BrokenPipeError])
+@pytest.mark.parametrize("at", ["read", "reply"])
+async def test_a_broken_connection_is_no_fault_of_ours(house, caplog, monkeypatch, at, error):
+    """However its breaking comes to light: as an error of the next read, or of the next reply."""
+    talk = await ready(house)
+    await talk.say("DATA")
+    (dialogue,) = house.inbox._listener._dialogues
+
+    async def drain():
+        raise error
+
+    if at == "reply":
+        monkeypatch.setattr(dialogue._writer, "drain", drain)
+    else:
+        dialogue._reader.set_exception(error())
+    handler = dialogue._handler_coroutine
+    talk.writer.write(b"x\r\n.\r\n")
+    await asyncio.wait([handler])
+    assert handler.cancelled(), "not an exception that nobody asks for"
+    await talk.close()
+    assert [r for r in caplog.records if r.levelno >= logging.ERROR] == []
 
 
 async def test_a_fault_of_ours_is_no_loss(house):
