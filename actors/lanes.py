@@ -27,7 +27,7 @@ from manta.delivery.replies import Reply, Verdict
 from manta.delivery.retry import CALM, BackoffPolicy
 from manta.delivery.throttle import Connections, Grant
 from manta.delivery.troubles import NoteTrouble
-from manta.errors import MantaError, RetryableError
+from manta.errors import MantaError
 from manta.ids import MessageRef
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ class LaneRun:
             self._held_until_s = now_s + self._held.valid_s
             if self._held.wait_s:
                 self.no_permits_for(self._held.wait_s)
-        except RetryableError as error:
+        except MantaError as error:  # whatever it is, it ends no Sender
             self.trouble = f"no connections from the Throttle: {error}"
         return self.may_hold > 0
 
@@ -223,7 +223,7 @@ class LaneRun:
         wanted, unused = leases.rows_wanted(), leases.take_unused()
         try:
             grant = Grant(*await self._throttle("grant", wanted, unused))
-        except RetryableError as error:
+        except MantaError as error:
             self.trouble = f"no permits from the Throttle: {error}"
             return self.settings.trouble_pause_s
         if not grant.permits:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,7 @@ from manta.delivery.retry import BackoffPolicy
 from manta.delivery.sites import NULL_MX
 from manta.delivery.throttle import Connections
 from manta.delivery.transaction import Envelope
+from manta.errors import InvalidRequest
 from tests.unit.sender_house import LANE, NOT_SENT, QUICK, SITE, House, people
 
 REFUSED = Reply(Verdict.NOT_SENT, 0, "mx.a.example [192.0.2.1]: timed out", "not sent")
@@ -170,6 +172,26 @@ async def test_what_a_dead_site_holds_is_bounced_without_a_connection() -> None:
         await house.until_states(accepted=5, failed=5)
     reasons = {reason for (reason,) in house.shards.ledger("reason", "state = 'failed'")}
     assert reasons == {"administratively bounced: given up"}
+
+
+@pytest.mark.parametrize("method", ["hold", "grant"])
+async def test_what_the_throttle_refuses_one_lane_is_that_lanes_own(method: str) -> None:
+    house = Direct(mailboxes("a.example", "b.example"))
+    call = house.throttle.call
+
+    async def refuses(asked: str, *arguments: Any, **more: Any) -> Any:
+        if asked == method and Lane(*arguments[1]).site == "mx.a.example":
+            raise InvalidRequest("no egress source 'relay'", path="lane.source")
+        return await call(asked, *arguments, **more)
+
+    house.throttle.call = refuses
+    async with house.running() as sender:
+        await house.until_states(accepted=5, planned=5)
+        lanes = {lane["site"]: lane["trouble"] for lane in (await sender.status())["lanes"]}
+        assert "no egress source" in lanes["mx.a.example"]
+        house.throttle.call = call
+        await house.until_states(accepted=10)
+    assert not house.ended
 
 
 async def test_nobody_connects_to_where_nothing_may_go(monkeypatch: pytest.MonkeyPatch) -> None:
