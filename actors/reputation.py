@@ -8,7 +8,8 @@ that was undone. The Director is asked to pause a campaign until it has answered
 action once, so that a campaign which somebody resumed is not paused again by an old one.
 
 On crash: actions, courses and the operator's shaping are journaled. Where the journal is lost, the
-law begins with a version that none before it had, or nobody would listen to it. Windows are rebuilt
+law begins with a version and an action's id that none before had: nobody would listen to an older
+law, and a campaign may have overruled an action of the same id. Windows are rebuilt
 from the shards, each as soon as it answers: what it has on record from before this process began.
 Live observations count from then on; a late one about the time before waits for no rebuilding and
 is left to it. What people do is read from the shards each minute (``manta.delivery.recall``).
@@ -91,13 +92,15 @@ class ReputationActor(JournaledActor):
         self._seen = asyncio.Event()
         self._told_at_s = -TELL_S
         self._untold: dict[int, Action] = {}  # pauses that the Director has not answered for
+        self._unseen = 0  # messages of observations beyond what one batch may hold
         self._resumed: set[int] = set()  # pauses that are over, and the Director knows
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def recovered(self) -> None:
         """What was journaled holds; windows follow."""
         now = self._clock.now()
-        head = self._documents.get("law", "head") or {"version": int(seconds(now))}
+        clock = int(seconds(now))
+        head = self._documents.get("law", "head") or {"version": clock, "last_action": clock}
         self._state.restore(
             Head(head["version"], head.get("last_action", 0), head.get("shaping_text", "")),
             [Action.from_document(document) for document in self._documents.list("actions")],
@@ -118,6 +121,7 @@ class ReputationActor(JournaledActor):
             return
         if not self._is_rebuilt:
             batch = [each for each in batch if each.occurred_at >= self._began_at]
+        self._unseen += sum(each.messages for each in batch[BATCH_MAX:])
         self._state.observe(batch[:BATCH_MAX], self._clock.now())
         self._seen.set()
 
@@ -220,6 +224,7 @@ class ReputationActor(JournaledActor):
             "shaping_version": self._shaping.version,
             "active": self._active(),
             "rules": self._rules.status(),
+            "unseen": self._unseen,
             **standing(self._state, self._norms, self._clock.now()),
         }
 

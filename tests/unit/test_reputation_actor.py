@@ -165,14 +165,26 @@ async def test_the_law_is_told_at_the_start_and_again_since_a_push_may_be_lost(
     assert house.laws()[-1] == house.laws()[-2]
 
 
-async def test_a_lost_journal_takes_no_version_back(house: House) -> None:
+async def test_a_lost_journal_takes_no_version_and_no_id_back(house: House) -> None:
     first = await house.start()
     for _ in range(3):
-        await first.act("suspend", {"source": "a"}, "maintenance", 600, {}, "ann")
+        action = await first.act("suspend", {"source": "a"}, "maintenance", 600, {}, "ann")
     before = (await first.law())["version"]
     house.clock.advance(60)
     house.objects = MemoryObjects(house.clock)
-    assert (await (await house.start()).law())["version"] > before
+    second = await house.start()
+    assert (await second.law())["version"] > before
+    again = await second.act("suspend", {"source": "a"}, "maintenance", 600, {}, "ann")
+    assert again["id"] > action["id"]
+
+
+async def test_what_is_too_much_at_once_is_counted(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH_MAX", 2)
+    actor = await house.start()
+    await actor.observe([house.seen(Seen.ACCEPTED, 10)] * 4)
+    assert (await actor.status())["unseen"] == 20
 
 
 async def test_an_undo_is_journaled_told_and_answered_once(house: House) -> None:
