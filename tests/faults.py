@@ -54,7 +54,7 @@ class MemoryObjects:
 
     def list(self, prefix: str) -> list[str]:
         check_prefix(prefix)
-        return sorted(path for path in self.held if path.startswith(prefix))
+        return sorted(path for path in list(self.held) if path.startswith(prefix))
 
     def delete(self, paths: Iterable[str]) -> None:
         for path in list(paths):

@@ -150,6 +150,8 @@ async def test_tests_are_no_campaigns_unless_asked_for(http):
 
 async def launched(http: Any) -> int:
     made = {"name": "x", "template_id": 1, "rule": {"all": []}}
+    domain = {"domain": "shop.example", "signed_by_relay": True}
+    assert (await http.post("/v1/domains", json=domain)).status_code == 201
     number = (await http.post("/v1/campaigns", json=made)).json()["id"]
     assert (await http.post(f"/v1/campaigns/{number}/launch")).status_code == 200
     return int(number)
