@@ -82,9 +82,6 @@ class DnsClient:
         """Each record's strings joined (RFC 7208 §3.3)."""
         return await self._ask(name, RdataType.TXT)
 
-    async def cname(self, name: str) -> Answer:
-        return await self._ask(name, RdataType.CNAME)
-
     async def ptr(self, address: str) -> Answer:
         """The names of an IP address."""
         try:
@@ -110,10 +107,6 @@ class DnsClient:
             if answer.found is Found.TROUBLE:
                 return answer
         return four._replace(ttl_s=min(four.ttl_s, six.ttl_s))
-
-    def forget(self) -> None:
-        """Ask everything anew from now on."""
-        self._kept.clear()
 
     def status(self) -> dict[str, int]:
         return {

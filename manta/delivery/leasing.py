@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from manta.command import Change, Context, Database, Decision, Op, Push
+from manta.command import Change, Context, Database, Decision, Op
 from manta.delivery.campaign import CampaignPlan
 from manta.delivery.classification import Category
 from manta.delivery.ledger import State, move
@@ -242,25 +242,6 @@ class Lease:
                 }
             ),
         )
-
-
-def revoke_people(database: Database, subscriber_ids: Sequence[int]) -> tuple[Push, ...]:
-    """Pushes that withdraw messages of these people from the Senders that hold them.
-
-    For every command after which somebody may no longer be mailed.
-    """
-    held = database.rows(
-        "SELECT sender, subscriber_id, message_key FROM ledger"
-        " WHERE subscriber_id IN (SELECT unnest(?)) AND lease_id IS NOT NULL AND state = 'leased'"
-        " ORDER BY 1, 2, 3",
-        [list(subscriber_ids)],
-    )
-    by_sender: dict[str, list[tuple[int, int]]] = {}
-    for sender, subscriber_id, message_key in held:
-        by_sender.setdefault(sender, []).append((subscriber_id, message_key))
-    return tuple(
-        Push(sender, "revoke", (None, tuple(refs))) for sender, refs in sorted(by_sender.items())
-    )
 
 
 # -- granting ------------------------------------------------------------------------------------

@@ -25,8 +25,6 @@ from enum import StrEnum
 from random import Random
 from typing import NamedTuple
 
-import pyarrow as pa
-
 from manta.delivery.attempts import Attempt, Entry, refs_of
 from manta.delivery.classification import Category, classify_reply
 from manta.delivery.lanes import Lane
@@ -60,7 +58,6 @@ class Phase(StrEnum):
 @dataclass(slots=True)
 class _Message:
     ref: MessageRef
-    row: int  # in the grant's table
     campaign_id: int
     expires_at: datetime | None
     attempts: int
@@ -267,11 +264,11 @@ class Sending:
             rows.column("attempts").to_pylist(),
             strict=True,
         )
-        for place, (ref, campaign_id, expires_at, attempts) in enumerate(columns):
-            lease.messages[ref] = _Message(ref, place, campaign_id, expires_at, attempts)
+        for ref, campaign_id, expires_at, attempts in columns:
+            lease.messages[ref] = _Message(ref, campaign_id, expires_at, attempts)
         for subscriber_id, message_key in grant.withheld:
             ref = MessageRef(subscriber_id, message_key)
-            message = _Message(ref, -1, 0, None, 0)
+            message = _Message(ref, 0, None, 0)
             lease.messages[ref] = message
             self._give_back(message, now, "may no longer be sent")
         for revocation in lease.revocations:
@@ -317,10 +314,6 @@ class Sending:
             outcome = Outcome(*message.ref, OutcomeKind.RETURNED, now, reason)
             self.decide(burst.lease_id, outcome)
         return going
-
-    def row(self, lease_id: int, ref: MessageRef) -> int:
-        """The message's row in ``leases[lease_id].grant.rows``."""
-        return self.leases[lease_id].messages[ref].row
 
     def tried(self, lease_id: int, ref: MessageRef) -> Tried:
         message = self.leases[lease_id].messages[ref]
@@ -506,9 +499,3 @@ def outcome_of(
         str(said.bounce_class),
         said.category,
     )
-
-
-def rows_of(lease: OpenLease, refs: Iterable[MessageRef]) -> pa.Table:
-    """The grant's rows of these messages, in their order."""
-    assert lease.grant is not None
-    return lease.grant.rows.take(pa.array([lease.messages[ref].row for ref in refs], pa.int64()))

@@ -12,10 +12,10 @@ import pyarrow as pa
 from manta.command import Change, Command, Context, Database, Decision, Op
 from manta.delivery import recall, settling
 from manta.delivery.hooks import HookSettings, SendingHook
-from manta.delivery.leasing import revoke_people
 from manta.delivery.ledger import State
 from manta.errors import Fenced, MantaError, NotReady, OutcomeUnknown, StoreUnavailable
 from manta.ids import MessageRef
+from manta.people.consents import revocations
 from manta.store.shard import Stopped
 from tests.faults import Faults, FaultyObjects
 from tests.sim.auditor import Row
@@ -51,7 +51,7 @@ class Unsubscribe:
 
     def decide(self, database: Database, context: Context) -> Decision:
         change = Change("consents", Op.UPSERT, _consents([self.subscriber_id], "unsubscribed"))
-        return Decision(None, (change,), revoke_people(database, [self.subscriber_id]))
+        return Decision(None, (change,), revocations(database, [self.subscriber_id], "email"))
 
 
 @dataclass(frozen=True)

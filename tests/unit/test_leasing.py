@@ -9,7 +9,7 @@ import pytest
 
 from manta.command import Context
 from manta.delivery.campaign import CampaignState
-from manta.delivery.leasing import LEASE_ROWS_MAX, revoke_people
+from manta.delivery.leasing import LEASE_ROWS_MAX
 from manta.delivery.ledger import Policy
 from manta.delivery.outcomes import OutcomeKind, outcomes_table
 from manta.delivery.senders import SenderKnown
@@ -22,6 +22,7 @@ from manta.delivery.settling import (
     checked_outcomes,
 )
 from manta.errors import Fenced, InvalidRequest
+from manta.people.consents import revocations
 from tests.unit.delivery_shard import (
     CAMPAIGN,
     SENDER,
@@ -147,7 +148,7 @@ def test_unsubscribing_calls_back_what_is_leased() -> None:
     shard = SendingShard(3)
     shard.start()
     grant = shard.lease(limit=2)
-    (push,) = revoke_people(shard.database, [1, 3])
+    (push,) = revocations(shard.database, [1, 3], "email")
     assert (push.to, push.method, push.arguments) == (SENDER, "revoke", (None, (refs(grant)[0],)))
 
 

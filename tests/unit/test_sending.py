@@ -22,7 +22,6 @@ from manta.delivery.sending import (
     Tried,
     Wanted,
     outcome_of,
-    rows_of,
 )
 from manta.delivery.settling import Settle
 from manta.ids import MessageRef
@@ -213,10 +212,8 @@ def test_the_low_water_waits_for_the_oldest_open_lease() -> None:
     assert sending.low_water == 12
 
 
-def test_an_empty_lease_is_over_and_rows_are_found() -> None:
+def test_what_is_known_of_a_granted_message() -> None:
     sending = granted(A, B)
-    assert rows_of(sending.leases[LEASE], [B]).column("subscriber_id").to_pylist() == [2]
-    assert sending.row(LEASE, B) == 1
     assert sending.tried(LEASE, B) == Tried(B, 0, NOW + timedelta(hours=1))
 
 
