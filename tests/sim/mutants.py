@@ -14,13 +14,12 @@ import pyarrow as pa
 from actors.reputation import ReputationActor
 from actors.throttle import COLLECTION, LAW, Throttle
 from manta.command import Change, Context, Database, Decision, Op
-from manta.delivery import leasing, settling, warmup
+from manta.delivery import authority, leasing, settling, warmup
 from manta.delivery.attempts import Attempt, Entry
-from manta.delivery.authority import Authority
 from manta.delivery.gates import Gates
 from manta.delivery.outcomes import Outcome, OutcomeKind
-from manta.delivery.sending import Burst, OpenLease, Phase, Sending
-from manta.delivery.settling import Orphan
+from manta.delivery.sending import Burst, Phase, Sending
+from manta.delivery.settling import Orphan, Settle
 from manta.delivery.throttle import Budgets
 from manta.store.journal import Journal
 
@@ -29,6 +28,7 @@ from manta.store.journal import Journal
 class Mutant:
     """Which mistakes are made. None by default. ``patches``: (where, name, what stands there)."""
 
+    seen_by: int = 0  # a seed that noticed it once: it is tried first
     replan_by_time: bool = False  # a lease past its deadline is planned again at once
     returns_lapsed: bool = False  # a Sender brings permits back that are long over
     sending: type[Sending] | None = None
@@ -84,21 +84,16 @@ class HastySending(Sending):
         return entry
 
 
-class ForgetfulSending(Sending):
-    """What was not settled within its time goes back, whatever the server said of it."""
+class ImpatientSending(Sending):
+    """What is not settled within its lease's time goes back, whatever the server has said of it."""
 
-    def settle_failed(self, lease_id: int) -> None:
-        super().settle_failed(lease_id)
-        for message in self.leases[lease_id].messages.values():
-            if message.outcome is not None:
-                message.outcome = replace(message.outcome, outcome=OutcomeKind.RETURNED)
-
-
-class DeafSending(Sending):
-    """Revocations are not looked for, and what was checked long ago goes out too."""
-
-    def _why_not(self, lease: OpenLease, message: Any, now_s: float) -> str:
-        return ""
+    def next_settle(self, lease_id: int, now_s: float, now: datetime) -> Settle | None:
+        lease = self.leases.get(lease_id)
+        if lease is not None and now_s - lease.checked_s > self.settings.fresh_s:
+            for message in lease.messages.values():
+                if message.phase is Phase.KNOWN and message.outcome is not None:
+                    message.outcome = message.outcome._replace(outcome=OutcomeKind.RETURNED)
+        return super().next_settle(lease_id, now_s, now)
 
 
 class ForgetfulJournal(Journal):
@@ -115,14 +110,6 @@ class UsurpingThrottle(Throttle):
 
     async def _confirmed(self) -> bool:
         return True
-
-
-class HurriedThrottle(Throttle):
-    """Does not wait until the former one's permits have lapsed."""
-
-    async def recovered(self) -> None:
-        await super().recovered()
-        self._authority = Authority(0.0, False)
 
 
 class FullThrottle(Throttle):
@@ -177,10 +164,9 @@ MUTANTS: dict[str, Mutant] = {
     "plans again by time alone": Mutant(replan_by_time=True),
     "stores attempts late": Mutant(sending=HastySending),
     "deletes epoch entries": Mutant(journal=ForgetfulJournal),
-    "returns what was accepted": Mutant(sending=ForgetfulSending),
-    "does not hear revocations": Mutant(sending=DeafSending),
+    "resends after a deadline": Mutant(sending=ImpatientSending),
     "grants without authority": Mutant(throttle=UsurpingThrottle),
-    "takes over without a wait": Mutant(throttle=HurriedThrottle),
+    "takes over without a wait": Mutant(patches=((authority, "TAKEOVER_WAIT_S", 0.0),)),
     "starts with full buckets": Mutant(throttle=FullThrottle),
     "forgets the law": Mutant(throttle=LawlessThrottle),
     "uses quotas that are not set aside": Mutant(patches=((warmup.Quota, "room", _room_of_all),)),
@@ -189,4 +175,5 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "drops the reply of what expires": Mutant(patches=((settling, "_landed", _not_kept),)),
     "tells no undo": Mutant(reputation=HalfDeafReputation),
+    "returns lapsed permits": Mutant(returns_lapsed=True),
 }

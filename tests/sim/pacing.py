@@ -15,7 +15,6 @@ from datetime import datetime, timedelta
 from manta.delivery.gates import PACE, PERMIT_VALID_S, GateKey, keys_of
 from manta.delivery.lanes import Lane, Limits
 from manta.delivery.warmup import Plan
-from manta.ids import MessageRef
 from tests.sim.auditor import Violation
 
 _ROUNDING = 1e-6
@@ -46,8 +45,7 @@ class Pacing:
         self._start = start
         self._sent: dict[GateKey, list[float]] = defaultdict(list)
         self._granted: dict[GateKey, list[Handed]] = defaultdict(list)
-        self._of_hour: dict[tuple[str, str, datetime], int] = defaultdict(int)
-        self._of_day: dict[tuple[str, str, datetime], int] = defaultdict(int)
+        self._of_quota: dict[tuple[str, str, datetime, int], list[Handed]] = defaultdict(list)
 
     def granted(self, lane: Lane, handed: Handed) -> None:
         """Some Throttle hands out permits that count. What came back unused does not."""
@@ -66,14 +64,15 @@ class Pacing:
                         f"{total} permits in {span_s:.1f} s for {_name(key)}: {allowed:.1f} may be"
                     )
 
-    def sent(self, lane: Lane, ref: MessageRef, given: Handed, now_s: float) -> None:
-        """A message goes out by a permit of that grant."""
+        if lane.source in self._cold:
+            self._count(lane, handed)
+
+    def sent(self, lane: Lane, now_s: float) -> None:
+        """A message goes out."""
         for key, limits in zip(keys_of(lane), self._limits_of(lane), strict=True):
             if limits is not None:
                 self._sent[key].append(now_s)
                 self._check(key, limits)
-        if lane.source in self._cold:
-            self._count(lane, self._start + timedelta(seconds=given.at_s))
 
     def _check(self, key: GateKey, limits: Limits) -> None:
         sent = self._sent[key]
@@ -86,18 +85,22 @@ class Pacing:
                     f" {_name(key)}: {allowed:.1f} may"
                 )
 
-    def _count(self, lane: Lane, at: datetime) -> None:
+    def _count(self, lane: Lane, handed: Handed) -> None:
+        at = self._start + timedelta(seconds=handed.at_s)
         group = self._plan.group_of(lane.provider)
         schedule = self._plan.schedule_of(group)
         hour = at.replace(minute=0, second=0, microsecond=0)
-        for counts, since, quota in (
-            (self._of_hour, hour, schedule.of_hour(0)),
-            (self._of_day, hour.replace(hour=0), schedule.of_day(0)),
+        for since, quota in (
+            (hour, schedule.of_hour(0)),
+            (hour.replace(hour=0), schedule.of_day(0)),
         ):
-            place = (lane.source, group, since)
-            counts[place] += 1
-            if counts[place] > quota:
-                raise Violation(f"{counts[place]} messages of a quota of {quota} for {place}")
+            every = self._of_quota[lane.source, group, since, quota]
+            every.append(handed)
+            total = sum(earlier.permits for earlier in every)
+            if total > quota:
+                raise Violation(
+                    f"{total} permits of {lane.source}'s quota of {quota} since {since}"
+                )
 
 
 def _name(key: GateKey) -> str:

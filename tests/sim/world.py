@@ -116,7 +116,7 @@ class World:
             shard: [(shard << 40) + 1 + i for i in range(people // count)] for shard in range(count)
         }
         self.unsubscribed: dict[int, float] = {}
-        expires_s = self.random.choice((1e7, 1e7, 1e7, 90.0))
+        expires_s = self.random.choice((1e7, 1e7, 90.0, 50.0))
         self.plan: CampaignPlan = plan(
             policy=self.policy,
             source="pool",
@@ -134,7 +134,7 @@ class World:
         names = ("mx-a", "mx-b")[: 2 if draw() < 0.6 else 1]
         egress = []
         for place, name in enumerate(names):
-            rate, burst = self.random.choice(((0.5, 1), (1.0, 3), (4.0, 4)))
+            rate, burst = self.random.choice(((0.5, 1), (1.0, 3), (4.0, 4), (0.4, 8)))
             is_cold = place == 1 and draw() < 0.5
             egress.append(
                 EgressSource(
@@ -193,6 +193,8 @@ class World:
         for number in range(self.settings.senders):
             self.start_sender(f"sender-{number:02d}")
         self.scheduler.spawn(Owner("operator"), direct(self))
+        if self.random.random() < 0.4:
+            self.scheduler.spawn(Owner("sender-99"), self._hunger())
         self._set_trouble(True)
         disasters = self.random.randint(1, self.size.disasters_max)
         for _ in range(disasters):
@@ -206,6 +208,17 @@ class World:
             if self.shards[shard][-1].store is not None:
                 self.shards[shard][-1].see()
         self.auditor.finished(self.audience, self.receiver, self._are_all_direct())
+
+    def _hunger(self) -> Steps:
+        """A Sender that wants permits all the time, and lets them lapse."""
+        while self.troubled:
+            source = self.random.choice(self.settings.egress)
+            direct, relay = ((BIG, "big"), (SMALL, SMALL)), (("big", "big"), ("others", "others"))
+            site = self.random.choice(direct if source.kind == "direct" else relay)
+            lane = ("pool", source.name, *site)
+            arguments = ("sender-99", lane, self.random.randint(1, 5))
+            self.network.send("throttle", "grant", arguments)
+            yield 0.3
 
     def _are_all_direct(self) -> bool:
         return len(self.ways.direct) == len(self.settings.egress)
@@ -262,14 +275,13 @@ class World:
 
     def _disaster(self) -> None:
         """Something at a random moment, or a trap at one of the points where it hurts."""
-        if self.random.random() < 0.5:
+        if self.random.random() < 0.55:
             self.trap = self.random.choice((*SENDER_POINTS, *SHARD_POINTS, *ACTOR_POINTS))
             return
         disasters: list[Callable[[], None]] = [
             self._split_shard,
-            self._stop_sender,
-            self._lose_journal,
-            self._lose_journal,
+            *[self._stop_sender] * 3,
+            *[self._lose_journal] * 2,
             *[self._hit_actor] * 6,
         ]
         self.random.choice(disasters)()
@@ -281,11 +293,11 @@ class World:
         self.trap = ""
         draw = self.random.random()
         self.note(f"{owner.name} is caught {name}")
-        if draw < 0.4:
+        if draw < 0.35:
             raise Died
-        if draw < 0.9 and isinstance(owner, SenderProcess):
+        if draw < 0.75 and isinstance(owner, SenderProcess):
             self._split(owner)
-        elif draw < 0.9 and isinstance(owner, ActorProcess):
+        elif draw < 0.75 and isinstance(owner, ActorProcess):
             self.start_actor(owner.name)
         else:
             owner.stopped_until = self.clock.monotonic() + self.random.uniform(5, 60)
