@@ -21,7 +21,9 @@ from typing import Protocol
 
 from actors.handles import Calls, shard_role
 from manta.clock import Clock
-from manta.delivery.assignments import (
+from manta.delivery.hooks import Work
+from manta.delivery.lanes import Site
+from manta.delivery.routing.assignments import (
     Assignment,
     Due,
     choose_senders,
@@ -29,8 +31,6 @@ from manta.delivery.assignments import (
     due_by_pool,
     relay_assignments,
 )
-from manta.delivery.hooks import Work
-from manta.delivery.lanes import Site
 from manta.delivery.troubles import NoteTrouble
 from manta.settings import Settings
 
@@ -52,7 +52,7 @@ logger = logging.getLogger("manta.actors")
 
 
 class Providers(Protocol):
-    """What is needed of ``manta.delivery.shaping.Shaping``."""
+    """What is needed of ``manta.delivery.shaping.shaping.Shaping``."""
 
     def provider_of(self, domain: str, exchangers: Iterable[str] = ()) -> str | None: ...
 

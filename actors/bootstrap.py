@@ -84,7 +84,7 @@ def _shaping_text(settings: Settings) -> str:
             path="shaping_file",
             expected="the path of a TOML file",
         ) from None
-    from manta.delivery import shaping
+    from manta.delivery.shaping import shaping
 
     shaping.parse(text, shaping.builtin())
     return text

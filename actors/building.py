@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from manta.delivery.attempts import AttemptJournal
     from manta.delivery.lanes import Lane, Site
     from manta.delivery.replies import Reply
-    from manta.delivery.sites import Route
-    from manta.delivery.throttle import Connections
+    from manta.delivery.routing.sites import Route
+    from manta.delivery.throttle.budgets import Connections
     from manta.store.shard import ShardStore
 
 FOUND_WITHIN_S = 120.0
@@ -100,7 +100,7 @@ def build_catalog(settings: Settings) -> Catalog:
 
 def build_throttle(settings: Settings) -> Throttle:
     from actors.throttle import Throttle
-    from manta.delivery.ways import Ways, limits_of
+    from manta.delivery.throttle.ways import Ways, limits_of
 
     documents, ways = _documents(settings, "throttle"), Ways.of(settings)
     return Throttle(documents, exit_process, SystemClock(), limits_of(settings), ways)
@@ -108,7 +108,8 @@ def build_throttle(settings: Settings) -> Throttle:
 
 def build_reputation(settings: Settings) -> ReputationActor:
     from actors.reputation import ReputationActor
-    from manta.delivery import norms, shaping
+    from manta.delivery.reputation import norms
+    from manta.delivery.shaping import shaping
 
     return ReputationActor(
         _documents(settings, "reputation"),
@@ -126,7 +127,7 @@ def build_resolver(settings: Settings) -> Resolver:
     from actors.io.dns import DnsClient
     from actors.io.policies import HttpsFetch, Policies
     from actors.resolver import Resolver, Returns
-    from manta.delivery import shaping
+    from manta.delivery.shaping import shaping
 
     clock, private = SystemClock(), settings.dns.private_addresses
     dns = DnsClient(settings.dns, clock)

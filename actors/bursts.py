@@ -20,11 +20,11 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from manta.delivery.lanes import Lane, Site
-from manta.delivery.observations import Seen
 from manta.delivery.outcomes import Outcome, OutcomeKind
 from manta.delivery.replies import Reply, Verdict
+from manta.delivery.reputation.observations import Seen
 from manta.delivery.sending import Burst, outcome_of
-from manta.delivery.throttle import Connections
+from manta.delivery.throttle.budgets import Connections
 from manta.delivery.transaction import Envelope
 from manta.errors import InvalidRequest
 from manta.ids import MessageRef

@@ -18,8 +18,8 @@ from manta.clock import Clock
 from manta.content.dkim import generate_private_key
 from manta.content.templates import CompiledMail, MailTemplate
 from manta.definitions import Defined
-from manta.delivery import domains
-from manta.delivery.authentication import Finding
+from manta.delivery.domains import keys as domains
+from manta.delivery.domains.authentication import Finding
 from manta.errors import NotReady
 from manta.ids import even_ranges
 from manta.rules.nodes import Rule

@@ -18,7 +18,7 @@ from manta.content.dkim import DkimSigner
 from manta.content.templates import CompiledMail, MailTemplate
 from manta.content.tokens import Keyring, keyring_of
 from manta.definitions import TEMPLATE_FIELDS
-from manta.delivery.domains import signers_of
+from manta.delivery.domains.keys import signers_of
 from manta.errors import MantaError
 
 KEYRING_S = 600.0

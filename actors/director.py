@@ -26,13 +26,14 @@ from actors.journaled import JournaledActor
 from actors.resolving import ask_all, take_over
 from manta.clock import Clock
 from manta.definitions import Defined, required
-from manta.delivery import directing, shaping
+from manta.delivery import directing
 from manta.delivery.attempts import AttemptJournal
 from manta.delivery.campaign import CampaignState
 from manta.delivery.directing import Page, Pinned
 from manta.delivery.hooks import Work
-from manta.delivery.law import Law
 from manta.delivery.planning import PlanCampaign, SetCampaign
+from manta.delivery.reputation.law import Law
+from manta.delivery.shaping import shaping
 from manta.errors import InvalidRequest, MantaError, NotFound, NotReady, RetryableError
 from manta.settings import Settings
 from manta.store.documents import Documents

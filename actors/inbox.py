@@ -5,7 +5,7 @@ shards that it concerns have committed what it says, 451 where that cannot be ha
 sending server then comes again, and nothing counts twice. **It owns no state:** a crash loses
 nothing but mails that nobody was told were taken.
 
-Which addresses there are and what a mail means is decided in ``manta.delivery.inbox``; what the
+Which addresses there are and what a mail means is decided in ``returns.inbox``; what the
 dialogue may cost, in ``actors.io.smtp_server``. A mail is read in a thread of its own, since
 strangers choose its bytes; it is never stored and never logged, as mails are personal data.
 """
@@ -23,8 +23,9 @@ from actors.io.smtp_server import Listener, ServerLimits
 from manta.clock import Clock
 from manta.command import Command
 from manta.content.tokens import Keyring, keyring_of
-from manta.delivery.arrivals import Arrival, read
-from manta.delivery.inbox import (
+from manta.delivery.returns.arrivals import Arrival, read
+from manta.delivery.returns.commands import UnsubscribeByMail
+from manta.delivery.returns.inbox import (
     MESSAGE_BYTES_MAX,
     Box,
     Meaning,
@@ -33,8 +34,7 @@ from manta.delivery.inbox import (
     malformed,
     meaning_of,
 )
-from manta.delivery.returning import report
-from manta.delivery.returns import UnsubscribeByMail
+from manta.delivery.returns.reporting import report
 from manta.errors import InvalidRequest, MantaError
 from manta.settings import InboxSettings
 

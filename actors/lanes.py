@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 from actors.bursts import GrantedLease, OnWire, Worker, wait_at_most
 from actors.leases import Leases
 from manta.delivery.lanes import Lane, Site
-from manta.delivery.observations import BounceClass, Observed, Seen
 from manta.delivery.outcomes import Outcome
 from manta.delivery.replies import Reply, Verdict
+from manta.delivery.reputation.observations import BounceClass, Observed, Seen
 from manta.delivery.retry import CALM, BackoffPolicy
-from manta.delivery.throttle import Connections, Grant
+from manta.delivery.throttle.budgets import Connections, Grant
 from manta.delivery.troubles import NoteTrouble
 from manta.errors import MantaError
 from manta.ids import MessageRef

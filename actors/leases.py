@@ -14,11 +14,11 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from actors.bursts import GrantedLease
-from manta.delivery.classification import Category
-from manta.delivery.observations import BounceClass, Seen
+from manta.delivery.reputation.observations import BounceClass, Seen
+from manta.delivery.returns.classification import Category
+from manta.delivery.routing.sites import refusal_class
 from manta.delivery.sending import Refusal, Wanted
-from manta.delivery.sites import refusal_class
-from manta.delivery.throttle import Grant
+from manta.delivery.throttle.budgets import Grant
 from manta.errors import Fenced, MantaError, RetryableError
 from manta.ids import MessageRef
 from manta.schema import ATTRIBUTE_PREFIX

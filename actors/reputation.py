@@ -1,6 +1,6 @@
 """The Reputation: sees what became of messages, decides, and tells the law to all.
 
-The decisions are ``manta.delivery.reputation``'s. Here they are made at most every ``DECIDE_S``
+The decisions are ``reputation``'s. Here they are made at most every ``DECIDE_S``
 while something is seen, and every ``TICK_S`` while an action holds, so that what has its time ends
 in time. A ruling is journaled, then applied, then told; the law is told at the start and again
 every ``TELL_S``, since a push may be lost: one that nobody heard must not leave an action at work
@@ -12,7 +12,7 @@ law begins with a version and an action's id that none before had: nobody would 
 law, and a campaign may have overruled an action of the same id. Windows are rebuilt
 from the shards, each as soon as it answers: what it has on record from before this process began.
 Live observations count from then on; a late one about the time before waits for no rebuilding and
-is left to it. What people do is read from the shards each minute (``manta.delivery.recall``).
+is left to it. What people do is read from the shards each minute (``reputation.recall``).
 """
 
 from __future__ import annotations
@@ -29,20 +29,21 @@ from actors.handles import Calls, Handles
 from actors.journaled import JournaledActor
 from manta.clock import Clock, as_text
 from manta.definitions import Defined
-from manta.delivery import norms, recall, shaping
-from manta.delivery.actions import Action, ActionKind, Narrower, Scope
-from manta.delivery.automation import Automation, Replayed
-from manta.delivery.automation import rehearse as rehearse_rules
-from manta.delivery.courses import Course
-from manta.delivery.law import Law
-from manta.delivery.norms import Norms
-from manta.delivery.observations import Observed
-from manta.delivery.rehearsing import rehearse
-from manta.delivery.reputation import Reputation
-from manta.delivery.rulings import Head, Ruling
-from manta.delivery.shaping import Shaping
-from manta.delivery.standing import standing
-from manta.delivery.windows import Unit, seconds
+from manta.delivery.reputation import norms, recall
+from manta.delivery.reputation.actions import Action, ActionKind, Narrower, Scope
+from manta.delivery.reputation.courses import Course
+from manta.delivery.reputation.law import Law
+from manta.delivery.reputation.norms import Norms
+from manta.delivery.reputation.observations import Observed
+from manta.delivery.reputation.replay import rehearse
+from manta.delivery.reputation.reputation import Reputation
+from manta.delivery.reputation.rulings import Head, Ruling
+from manta.delivery.reputation.status import standing
+from manta.delivery.reputation.windows import Unit, seconds
+from manta.delivery.shaping import shaping
+from manta.delivery.shaping.automation import Automation, Replayed
+from manta.delivery.shaping.automation import rehearse as rehearse_rules
+from manta.delivery.shaping.shaping import Shaping
 from manta.errors import InvalidRequest, MantaError
 from manta.settings import EgressSource
 from manta.store.documents import Documents

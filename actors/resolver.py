@@ -19,12 +19,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from manta.clock import Clock
-from manta.delivery.authentication import check, records
-from manta.delivery.domains import identity_of
+from manta.delivery.domains.authentication import check, records
+from manta.delivery.domains.keys import identity_of
 from manta.delivery.lanes import Site
-from manta.delivery.law import Law
-from manta.delivery.mta_sts import Policy
-from manta.delivery.sites import (
+from manta.delivery.reputation.law import Law
+from manta.delivery.routing.mta_sts import Policy
+from manta.delivery.routing.sites import (
     Answer,
     Exchangers,
     Found,
@@ -73,7 +73,7 @@ class PoliciesPort(Protocol):
 
 
 class Providers(Protocol):
-    """What is needed of ``manta.delivery.shaping.Shaping``."""
+    """What is needed of ``manta.delivery.shaping.shaping.Shaping``."""
 
     @property
     def version(self) -> str: ...

@@ -26,12 +26,12 @@ from actors.bursts import Compose, Connect, wait_at_most
 from actors.lanes import LaneRun, LaneSettings
 from actors.resolving import ShardsPort, ask_all, take_over
 from manta.clock import Clock
-from manta.delivery.assignments import Assignment
 from manta.delivery.attempts import AttemptJournal, History, JournalPort
-from manta.delivery.gathering import Gathering
 from manta.delivery.lanes import Lane, Site
-from manta.delivery.observations import Observed
 from manta.delivery.outcomes import Outcome
+from manta.delivery.reputation.gathering import Gathering
+from manta.delivery.reputation.observations import Observed
+from manta.delivery.routing.assignments import Assignment
 from manta.delivery.senders import Known
 from manta.delivery.sending import Sending, SendingSettings
 from manta.errors import (

@@ -1,6 +1,6 @@
 """The Throttle: grants permits and connections to Senders, while the journal says that it may.
 
-State of its own is the right to grant (``manta.delivery.authority``), the last law that it heard,
+State of its own is the right to grant (``throttle.authority``), the last law that it heard,
 and what the quotas of cold sources have set aside; buckets and connections are rebuilt by starting
 empty. A heartbeat is a journal append, and it happens on demand: a grant that finds the last one
 too old waits for a new one, one that finds it ageing starts one beside. So a busy Throttle appends
@@ -20,11 +20,11 @@ from typing import Any
 
 from actors.journaled import JournaledActor
 from manta.clock import Clock
-from manta.delivery.authority import Authority
 from manta.delivery.lanes import Lane, Limits
-from manta.delivery.law import Law
-from manta.delivery.throttle import NO_GRANT, Budgets, Connections, Grant
-from manta.delivery.ways import Ways
+from manta.delivery.reputation.law import Law
+from manta.delivery.throttle.authority import Authority
+from manta.delivery.throttle.budgets import NO_GRANT, Budgets, Connections, Grant
+from manta.delivery.throttle.ways import Ways
 from manta.errors import (
     Damaged,
     Fenced,

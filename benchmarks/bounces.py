@@ -19,8 +19,8 @@ import statistics
 import time
 from pathlib import Path
 
-from manta.delivery.arrivals import read
-from manta.delivery.classification import normal, rules
+from manta.delivery.returns.arrivals import read
+from manta.delivery.returns.classification import normal, rules
 
 AIM_PER_S = 305.0  # what Sisimai 5, the best known decoder, publishes for one core
 AIM_REPLY_US = 50.0

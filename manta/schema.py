@@ -153,7 +153,7 @@ LEDGER = Table(
         ("source", "VARCHAR"),  # egress source of the last attempt
         ("provider", "VARCHAR"),  # who takes mail for the domain, at the last lease
         ("bounce_class", "VARCHAR"),  # of the last refusal or bounce: hard | soft | block | message
-        ("category", "VARCHAR"),  # of the same, finer (manta.delivery.classification)
+        ("category", "VARCHAR"),  # of the same, finer (manta.delivery.returns.classification)
         ("reply_code", "USMALLINT"),
         ("reply", "VARCHAR"),  # the last SMTP reply, as received, cut at 500 characters
         ("planned_at", "TIMESTAMP"),

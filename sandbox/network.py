@@ -19,7 +19,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from manta.delivery.behaviour import behaviours
+from manta.delivery.rehearsal.behaviour import behaviours
 from manta.errors import Conflict
 
 PORT_TRIES = 50

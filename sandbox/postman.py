@@ -21,7 +21,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import aiosmtplib
 
-from manta.delivery.behaviour import Told
+from manta.delivery.rehearsal.behaviour import Told
 
 WAITING_MAX = 10_000
 TRIES_MAX = 20

@@ -1,7 +1,7 @@
 """A mailbox provider: real SMTP servers that behave as a model of one does.
 
 One ``Provider`` has all the hosts of a mailbox provider, each listening on a loopback address of
-its own, and one ``Behaviour`` (``manta.delivery.behaviour``) that decides every answer; its time
+its own, and one ``Behaviour`` (``rehearsal.behaviour``) that decides every answer; its time
 runs ``speed`` times as fast as the clock. All run on the event loop of whoever starts them.
 """
 
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from aiosmtpd.smtp import SMTP, Envelope, Session, TLSSetupException
 
 from manta.clock import Clock
-from manta.delivery.behaviour import Behaviour, Told
+from manta.delivery.rehearsal.behaviour import Behaviour, Told
 
 MESSAGE_BYTES_MAX = 10 << 20
 COMMANDS_MAX = 5_000

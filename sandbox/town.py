@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 
 from manta.clock import Clock, as_text
-from manta.delivery.behaviour import Behaviour, Later, LaterKind, behaviours
+from manta.delivery.rehearsal.behaviour import Behaviour, Later, LaterKind, behaviours
 from manta.ids import hash64
 from sandbox import postman
 from sandbox.dns import DnsServer, serve_dns

@@ -3,7 +3,7 @@
 Every question ends: within ``DnsSettings.timeout_s`` there is an ``Answer``, and whatever a server
 does (silence, another's id, another question, nonsense, loops, a truncated answer that TCP does not
 complete) is ``Found.TROUBLE`` and not an exception. Servers are asked in turn, each at least once.
-Answers are kept as long as the DNS allows within limits (``manta.delivery.sites.kept_s``), trouble
+Answers are kept as long as the DNS allows within limits (``routing.sites.kept_s``), trouble
 half a minute; one question is in flight per name and type, and whoever asks the same waits for it.
 
 On crash the cache is lost and fills again.
@@ -32,7 +32,7 @@ import dns.reversename
 from dns.rdatatype import RdataType
 
 from manta.clock import Clock
-from manta.delivery.sites import ADDRESSES_MAX, Answer, Found, kept_s
+from manta.delivery.routing.sites import ADDRESSES_MAX, Answer, Found, kept_s
 from manta.errors import InvalidRequest
 from manta.settings import DnsSettings
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol
 import httpx
 
 from manta.clock import Clock
-from manta.delivery.mta_sts import (
+from manta.delivery.routing.mta_sts import (
     POLICY_BYTES_MAX,
     POLICY_PATH,
     REFRESH_S,
@@ -31,7 +31,7 @@ from manta.delivery.mta_sts import (
     policy_host,
     record_name,
 )
-from manta.delivery.sites import Answer, Found, usable_addresses
+from manta.delivery.routing.sites import Answer, Found, usable_addresses
 
 FETCH_TIMEOUT_S = 10.0
 FETCHES_MAX = 20  # at once

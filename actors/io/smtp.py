@@ -31,7 +31,7 @@ from actors.io.opening import (
 )
 from manta.delivery.lanes import Lane, Site
 from manta.delivery.replies import Reply, printable
-from manta.delivery.sites import Route
+from manta.delivery.routing.sites import Route
 from manta.errors import InvalidRequest, RetryableError
 from manta.settings import EgressSource
 

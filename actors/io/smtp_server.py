@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
 from manta.clock import Clock
-from manta.delivery.gcra import Bucket
+from manta.delivery.throttle.gcra import Bucket
 
 COMMAND_BYTES_MAX = 512  # RFC 5321 §4.5.3.1.4
 READ_BYTES = 64 << 10  # of a connection's buffer, and so of one piece of a message

@@ -12,10 +12,10 @@ from manta.cli.common import Door, door, facts, say, table
 from manta.errors import InvalidRequest, MantaError, NotFound
 
 if TYPE_CHECKING:
-    from manta.delivery.automation import Replayed
     from manta.delivery.lanes import Limits
-    from manta.delivery.shaping import Shaping
-    from manta.delivery.shaping_values import Rule
+    from manta.delivery.shaping.automation import Replayed
+    from manta.delivery.shaping.shaping import Shaping
+    from manta.delivery.shaping.values import Rule
 
 app = typer.Typer(no_args_is_help=True)
 File = Annotated[Path, typer.Argument(help="A shaping file (docs/shaping.md).")]
@@ -43,7 +43,7 @@ def show(
 
 @app.command(help="Read a file and say what is wrong with it, or what it changes.")
 def check(file: File) -> None:
-    from manta.delivery.shaping import builtin
+    from manta.delivery.shaping.shaping import builtin
 
     base, shaping = builtin(), _read(file)
     facts({"shaping": shaping.version, "as shipped": base.version})
@@ -75,9 +75,9 @@ def replay(
     since: Annotated[str, typer.Option(help="How far back: 90m, 24h, 7d.")] = "24h",
 ) -> None:
     from manta.clock import SystemClock
-    from manta.delivery.automation import rehearse
-    from manta.delivery.recorded import recorded
-    from manta.delivery.shaping_file import duration_s
+    from manta.delivery.shaping.automation import rehearse
+    from manta.delivery.shaping.file import duration_s
+    from manta.delivery.shaping.recorded import recorded
     from manta.store import lake
 
     shaping, settings = _read(file), door(context).settings
@@ -94,8 +94,8 @@ def replay(
 
 
 def _read(file: Path) -> Shaping:
-    from manta.delivery.shaping import builtin, parse
-    from manta.delivery.shaping_file import FILE_BYTES_MAX
+    from manta.delivery.shaping.file import FILE_BYTES_MAX
+    from manta.delivery.shaping.shaping import builtin, parse
 
     with file.open("rb") as opened:
         raw = opened.read(FILE_BYTES_MAX + 1)
@@ -109,7 +109,7 @@ def _read(file: Path) -> Shaping:
 
 def _shaping(here: Door, file: Path | None) -> tuple[Shaping, str]:
     """A file's, the running system's, or where none runs that of the settings."""
-    from manta.delivery.shaping import builtin, parse
+    from manta.delivery.shaping.shaping import builtin, parse
 
     if file is not None:
         return _read(file), f"as {file} would have it"

@@ -23,9 +23,9 @@ import pyarrow as pa
 
 from manta.command import Change, Context, Database, Decision, Op
 from manta.delivery.campaign import CampaignPlan
-from manta.delivery.classification import Category
 from manta.delivery.ledger import State, move
 from manta.delivery.outcomes import expiry_reason
+from manta.delivery.returns.classification import Category
 from manta.delivery.screening import Screened, Wanted, screen
 from manta.delivery.senders import refuse_older, sender_row
 from manta.errors import InvalidRequest

@@ -38,8 +38,8 @@ class Outcome(NamedTuple):
     reply: str = ""
     source: str = ""
     due_at: datetime | None = None
-    bounce_class: str = ""  # of a refusal (``manta.delivery.observations.BounceClass``)
-    category: str = ""  # of the same (``manta.delivery.classification``)
+    bounce_class: str = ""  # of a refusal (``manta.delivery.reputation.observations.BounceClass``)
+    category: str = ""  # of the same (``manta.delivery.returns.classification``)
 
 
 OUTCOME_SCHEMA = pa.schema(

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from manta.command import Context, Database
-from manta.delivery import audiences
 from manta.delivery.hooks import work
 from manta.delivery.ledger import Accounting, State
-from manta.delivery.recall import observed
+from manta.delivery.rehearsal import audiences
+from manta.delivery.reputation.recall import observed
 from manta.errors import InvalidRequest
 from manta.schema import MESSAGE_EVENTS
 

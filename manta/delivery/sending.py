@@ -26,13 +26,13 @@ from random import Random
 from typing import NamedTuple
 
 from manta.delivery.attempts import Attempt, Entry, refs_of
-from manta.delivery.classification import Category, classify_reply
 from manta.delivery.lanes import Lane
 from manta.delivery.leasing import LEASE_ROWS_MAX, Grant, Lease
-from manta.delivery.observations import BounceClass
 from manta.delivery.outcomes import Outcome, OutcomeKind, expiry_reason, outcomes_table
 from manta.delivery.replies import Reply, Verdict
+from manta.delivery.reputation.observations import BounceClass
 from manta.delivery.retry import RetryPolicy, jittered
+from manta.delivery.returns.classification import Category, classify_reply
 from manta.delivery.settling import Settle
 from manta.ids import MessageRef
 

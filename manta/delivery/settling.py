@@ -10,7 +10,7 @@ lease of the old incarnation can be granted behind its back), reads, and says wh
 proves (``ResolveOrphans``). A crash anywhere in between leaves the rows orphaned for the next try.
 
 A refusal that says something about its address suppresses it in the same commit
-(``manta.delivery.failures``).
+(``manta.delivery.returns.failures``).
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ import pyarrow.compute as pc
 
 from manta.command import Change, Context, Database, Decision, Op
 from manta.delivery.campaign import CampaignPlan, CampaignState, Kind
-from manta.delivery.failures import Refusal, suppress_refused
 from manta.delivery.ledger import Policy, State, age_limit, move
 from manta.delivery.outcomes import (
     OUTCOME_SCHEMA,
@@ -36,6 +35,7 @@ from manta.delivery.outcomes import (
     expiry_reason,
     outcomes_of,
 )
+from manta.delivery.returns.failures import Refusal, suppress_refused
 from manta.delivery.senders import confirmation, refuse_older, sender_row, told_of
 from manta.errors import InvalidRequest
 from manta.ids import hash64

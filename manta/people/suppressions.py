@@ -3,7 +3,7 @@
 A suppression is per channel and address, whoever has it. It is kept in the shard of the address
 and, since addresses are checked where their person lives, in the person's shard too; the answer of
 each command names who has the address, and its caller goes on to the other shard with the same
-command (``manta.delivery.returning``). A crash between the two is mended by the caller's retry: a
+command (``returns.reporting``). A crash between the two is mended by the caller's retry: a
 repeated command names the person again.
 
 **Policy.** A hard bounce suppresses at once and for ever; a complaint too, for marketing and

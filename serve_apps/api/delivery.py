@@ -8,10 +8,14 @@ from fastapi import APIRouter, Query, Request
 from pydantic import Field
 
 from actors.handles import Singleton
-from manta.delivery import norms
-from manta.delivery.actions import ActionKind
-from manta.delivery.reputation import CAUSE_CHARACTERS_MAX, DURATION_MAX_S, NAME_CHARACTERS_MAX
-from manta.delivery.shaping_file import FILE_BYTES_MAX
+from manta.delivery.reputation import norms
+from manta.delivery.reputation.actions import ActionKind
+from manta.delivery.reputation.reputation import (
+    CAUSE_CHARACTERS_MAX,
+    DURATION_MAX_S,
+    NAME_CHARACTERS_MAX,
+)
+from manta.delivery.shaping.file import FILE_BYTES_MAX
 from manta.errors import MantaError
 from serve_apps.api.wiring import LIMIT, NUMBER_MAX, Cursor, Key, Limit, Number, Ports, needs
 from serve_apps.auth import Caller
@@ -61,7 +65,7 @@ class Rehearsal(Body):
     limits: str | None = Field(
         None,
         max_length=norms.TEXT_BYTES_MAX,
-        description="TOML over manta/delivery/data/reputation.toml; as they are if absent.",
+        description="TOML over manta/delivery/reputation/reputation.toml; as they are if absent.",
     )
     since: str | None = Field(
         None, max_length=40, description="RFC 3339, at most 7 days ago; a day ago if absent."

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Response
 from pydantic import Field
 
-from manta.delivery.domains import checked_domain
+from manta.delivery.domains.keys import checked_domain
 from manta.errors import NotFound
 from serve_apps.api.wiring import Key, Ports, needs
 from serve_apps.bodies import Body

@@ -19,13 +19,14 @@ from pydantic import Field
 
 from actors.handles import Handles
 from manta.clock import parse_instant
-from manta.delivery import norms, rehearsal
-from manta.delivery.audiences import DOMAINS_MAX
 from manta.delivery.campaign import CampaignState
-from manta.delivery.forecast import Forecast, Outcome, compare
 from manta.delivery.lanes import Site
-from manta.delivery.law import Law
-from manta.delivery.observations import Observed
+from manta.delivery.rehearsal import rehearsal
+from manta.delivery.rehearsal.audiences import DOMAINS_MAX
+from manta.delivery.rehearsal.forecast import Forecast, Outcome, compare
+from manta.delivery.reputation import norms
+from manta.delivery.reputation.law import Law
+from manta.delivery.reputation.observations import Observed
 from manta.errors import MantaError
 from manta.settings import Settings
 from serve_apps.api.wiring import Number, Ports, needs

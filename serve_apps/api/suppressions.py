@@ -18,7 +18,7 @@ from pydantic import Field
 from starlette.exceptions import HTTPException
 
 from actors.handles import Handles
-from manta.delivery.returning import on_address
+from manta.delivery.returns.reporting import on_address
 from manta.errors import InvalidRequest, NotFound, OutcomeUnknown
 from manta.ids import encode_id
 from manta.people.commands import LiftSuppression, Suppress

@@ -7,7 +7,7 @@ looks like, so it is answered 200. What cannot be stored now is answered 503, an
 the whole request again.
 
 An event is about the message that its return path (signed) or its Message-ID names, else about its
-address; the request's own proof makes that good enough here. See ``manta.delivery.returns``.
+address; the request's own proof makes that good enough here. See ``returns.commands``.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ import httpx
 
 from actors.handles import Handles
 from manta.content.tokens import Keyring
-from manta.delivery.inbox import ref_of_message_id
-from manta.delivery.returning import Report, report
-from manta.delivery.returns import (
+from manta.delivery.returns.commands import (
     RecordBounce,
     RecordBounceOf,
     RecordComplaint,
     RecordComplaintOf,
 )
+from manta.delivery.returns.inbox import ref_of_message_id
+from manta.delivery.returns.reporting import Report, report
 from manta.errors import InvalidRequest, MantaError, RetryableError
 from manta.ids import NOBODY, MessageRef
 from manta.settings import WebhookSettings

@@ -18,8 +18,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from manta.clock import parse_instant
-from manta.delivery.classification import classify_reply
-from manta.delivery.observations import BounceClass
+from manta.delivery.reputation.observations import BounceClass
+from manta.delivery.returns.classification import classify_reply
 from serve_apps.problems import Malformed, Unauthorized
 
 BOUNCED = "bounced"

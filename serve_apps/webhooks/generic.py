@@ -14,8 +14,8 @@ from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Any
 
-from manta.delivery.classification import classify_reply
-from manta.delivery.observations import BounceClass
+from manta.delivery.reputation.observations import BounceClass
+from manta.delivery.returns.classification import classify_reply
 from serve_apps.webhooks.events import (
     BOUNCED,
     COMPLAINED,

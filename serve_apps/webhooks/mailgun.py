@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from hashlib import sha256
 
-from manta.delivery.observations import BounceClass
+from manta.delivery.reputation.observations import BounceClass
 from serve_apps.webhooks.events import (
     BOUNCED,
     COMPLAINED,

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from datetime import datetime
 
-from manta.delivery.observations import BounceClass
+from manta.delivery.reputation.observations import BounceClass
 from serve_apps.webhooks.events import (
     BOUNCED,
     COMPLAINED,

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-from manta.delivery.observations import BounceClass
+from manta.delivery.reputation.observations import BounceClass
 from serve_apps.webhooks.events import (
     BOUNCED,
     COMPLAINED,

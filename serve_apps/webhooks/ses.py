@@ -23,7 +23,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.hashes import SHA1, SHA256
 
-from manta.delivery.observations import BounceClass
+from manta.delivery.reputation.observations import BounceClass
 from serve_apps.webhooks.events import (
     BOUNCED,
     COMPLAINED,

@@ -14,9 +14,10 @@ from typing import Any
 from actors.reputation import ReputationActor
 from actors.resolver import Resolver, Returns
 from actors.throttle import Throttle
-from manta.delivery import norms, shaping
-from manta.delivery.observations import BounceClass, Observed, Seen
-from manta.delivery.ways import Ways, limits_of
+from manta.delivery.reputation import norms
+from manta.delivery.reputation.observations import BounceClass, Observed, Seen
+from manta.delivery.shaping import shaping
+from manta.delivery.throttle.ways import Ways, limits_of
 from manta.people.suppressions import HARD_BOUNCE, Suppress
 from manta.settings import EgressSource, Pool, PoolMember, Settings
 from manta.store.documents import Documents

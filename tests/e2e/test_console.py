@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.async_api import async_playwright, expect
 
-from manta.delivery.forecast import Counted, Forecast, expected_of
+from manta.delivery.rehearsal.forecast import Counted, Forecast, expected_of
 from tests.e2e.protection import HOSTILE, protected
 from tests.e2e.stage import stage
 

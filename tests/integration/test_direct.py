@@ -20,7 +20,7 @@ from actors.resolver import Resolver
 from manta.clock import SystemClock
 from manta.delivery.lanes import Lane, Site
 from manta.delivery.replies import Reply, Verdict
-from manta.delivery.sites import must_verify
+from manta.delivery.routing.sites import must_verify
 from manta.delivery.transaction import Envelope
 from manta.errors import InvalidRequest, RetryableError
 from manta.settings import DnsSettings, EgressSource

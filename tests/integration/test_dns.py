@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from actors.io.dns import DnsClient, _read, servers_of
 from manta.clock import ManualClock
-from manta.delivery.sites import Answer, Found
+from manta.delivery.routing.sites import Answer, Found
 from manta.errors import InvalidRequest
 from manta.settings import DnsSettings
 from sandbox.dns import Trouble, dns_server

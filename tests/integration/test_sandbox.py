@@ -17,10 +17,10 @@ from aiosmtpd.smtp import SMTP
 
 from actors.io.dns import DnsClient
 from manta.clock import SystemClock
-from manta.delivery.arrivals import ArrivalKind, read
-from manta.delivery.behaviour import Told
-from manta.delivery.inbox import malformed
-from manta.delivery.observations import BounceClass
+from manta.delivery.rehearsal.behaviour import Told
+from manta.delivery.reputation.observations import BounceClass
+from manta.delivery.returns.arrivals import ArrivalKind, read
+from manta.delivery.returns.inbox import malformed
 from manta.settings import DnsSettings
 from sandbox import postman
 from sandbox.mailboxes import Mailboxes

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
-from manta.delivery.classification import Category
 from manta.delivery.ledger import FINAL, MOVES, Accounting, Policy, State
+from manta.delivery.returns.classification import Category
 from manta.ids import MessageRef
 
 if TYPE_CHECKING:

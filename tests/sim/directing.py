@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from manta.delivery.actions import ActionKind
 from manta.delivery.campaign import CampaignState
 from manta.delivery.planning import PlanCampaign, SetCampaign
+from manta.delivery.reputation.actions import ActionKind
 from manta.errors import Conflict, NotFound
 from tests.sim.scheduler import Steps
 from tests.sim.shards import Unsubscribe, Write, audience

@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from manta.delivery.classification import Category
 from manta.delivery.lanes import Lane, Site
-from manta.delivery.observations import BounceClass, Observed, Seen
 from manta.delivery.outcomes import Outcome, OutcomeKind
 from manta.delivery.replies import Reply, Verdict
+from manta.delivery.reputation.observations import BounceClass, Observed, Seen
 from manta.delivery.retry import CALM, BackoffPolicy
+from manta.delivery.returns.classification import Category
+from manta.delivery.routing.sites import refusal_class
 from manta.delivery.sending import Burst, Refusal, Wanted, outcome_of
-from manta.delivery.sites import refusal_class
-from manta.delivery.throttle import Connections, Grant
+from manta.delivery.throttle.budgets import Connections, Grant
 from manta.delivery.troubles import NoteTrouble
 from manta.errors import Fenced, RetryableError
 from manta.ids import MessageRef

@@ -14,13 +14,14 @@ import pyarrow as pa
 from actors.reputation import ReputationActor
 from actors.throttle import COLLECTION, LAW, Throttle
 from manta.command import Change, Context, Database, Decision, Op
-from manta.delivery import authority, leasing, settling, warmup
+from manta.delivery import leasing, settling
 from manta.delivery.attempts import Attempt, Entry
-from manta.delivery.gates import Gates
 from manta.delivery.outcomes import Outcome, OutcomeKind
 from manta.delivery.sending import Burst, Phase, Sending
 from manta.delivery.settling import Orphan, Settle
-from manta.delivery.throttle import Budgets
+from manta.delivery.throttle import authority, warmup
+from manta.delivery.throttle.budgets import Budgets
+from manta.delivery.throttle.gates import Gates
 from manta.store.journal import Journal
 
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from manta.delivery.gates import PACE, PERMIT_VALID_S, GateKey, keys_of
 from manta.delivery.lanes import Lane, Limits
-from manta.delivery.warmup import Plan
+from manta.delivery.throttle.gates import PACE, PERMIT_VALID_S, GateKey, keys_of
+from manta.delivery.throttle.warmup import Plan
 from tests.sim.auditor import Violation
 
 _ROUNDING = 1e-6

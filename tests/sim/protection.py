@@ -16,14 +16,14 @@ from actors.handles import sender_role
 from actors.reputation import ReputationActor
 from actors.resolver import Resolver
 from actors.throttle import COLLECTION, LAW, Throttle
-from manta.delivery import norms
-from manta.delivery.actions import ActionKind
 from manta.delivery.lanes import Lane
-from manta.delivery.law import Law
-from manta.delivery.shaping import Shaping, builtin, parse
-from manta.delivery.sites import Answer, Found
-from manta.delivery.throttle import Grant
-from manta.delivery.ways import limits_of
+from manta.delivery.reputation import norms
+from manta.delivery.reputation.actions import ActionKind
+from manta.delivery.reputation.law import Law
+from manta.delivery.routing.sites import Answer, Found
+from manta.delivery.shaping.shaping import Shaping, builtin, parse
+from manta.delivery.throttle.budgets import Grant
+from manta.delivery.throttle.ways import limits_of
 from manta.errors import MantaError
 from manta.store.documents import Documents
 from tests.faults import FaultyObjects

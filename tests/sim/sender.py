@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from manta.delivery.assignments import Assignment
 from manta.delivery.attempts import AttemptJournal, Entry, resolve
 from manta.delivery.lanes import Lane, Site
 from manta.delivery.retry import RetryPolicy
+from manta.delivery.routing.assignments import Assignment
 from manta.delivery.senders import SenderKnown
 from manta.delivery.sending import Sending, SendingSettings
 from manta.delivery.settling import FenceSender, ResolveOrphans

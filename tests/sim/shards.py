@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from manta.command import Change, Command, Context, Database, Decision, Op
-from manta.delivery import recall, settling
+from manta.delivery import settling
 from manta.delivery.hooks import HookSettings, SendingHook
 from manta.delivery.ledger import State
+from manta.delivery.reputation import recall
 from manta.errors import Fenced, MantaError, NotReady, OutcomeUnknown, StoreUnavailable
 from manta.ids import MessageRef
 from manta.people.consents import revocations

@@ -17,10 +17,12 @@ from unittest.mock import patch
 
 from manta.clock import ManualClock
 from manta.command import Command
-from manta.delivery import leasing, throttle, warmup
+from manta.delivery import leasing
 from manta.delivery.campaign import CampaignPlan
 from manta.delivery.ledger import Policy
-from manta.delivery.ways import Ways, limits_of
+from manta.delivery.throttle import budgets as throttle
+from manta.delivery.throttle import warmup
+from manta.delivery.throttle.ways import Ways, limits_of
 from manta.errors import MantaError, RetryableError
 from manta.ids import MessageRef
 from manta.settings import EgressSource, Pool, PoolMember, Settings

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from manta.clock import ManualClock
-from manta.delivery.actions import Action, ActionKind
-from manta.delivery.law import Law
-from manta.delivery.norms import Norms, builtin
-from manta.delivery.observations import BounceClass, Observed, Seen
-from manta.delivery.reputation import Reputation, Trigger
-from manta.delivery.rulings import Ruling
-from manta.delivery.windows import Unit
+from manta.delivery.reputation.actions import Action, ActionKind
+from manta.delivery.reputation.law import Law
+from manta.delivery.reputation.norms import Norms, builtin
+from manta.delivery.reputation.observations import BounceClass, Observed, Seen
+from manta.delivery.reputation.reputation import Reputation, Trigger
+from manta.delivery.reputation.rulings import Ruling
+from manta.delivery.reputation.windows import Unit
 
 DOMAIN = "news.example"
 SHAPED_PER_S = 50.0

@@ -17,15 +17,15 @@ from actors.sender import Ports, Sender, SenderSettings
 from manta.clock import SystemClock
 from manta.command import Decision, Repeated
 from manta.content.language import TemplateError
-from manta.delivery.assignments import Assignment
 from manta.delivery.campaign import CampaignPlan, CampaignState, Kind
 from manta.delivery.lanes import Lane, Limits, Site
-from manta.delivery.observations import Observed, Seen
 from manta.delivery.planning import PlanCampaign, SetCampaign
 from manta.delivery.replies import Reply, Verdict, classify
+from manta.delivery.reputation.observations import Observed, Seen
 from manta.delivery.retry import BackoffPolicy
+from manta.delivery.routing.assignments import Assignment
 from manta.delivery.sending import SendingSettings
-from manta.delivery.throttle import Budgets, Connections
+from manta.delivery.throttle.budgets import Budgets, Connections
 from manta.delivery.transaction import Envelope
 from manta.errors import MantaError, NotReady, OutcomeUnknown
 from manta.store.journal import Journal

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manta.delivery import bounce, mailparts
-from manta.delivery.arrivals import Arrival, ArrivalKind, read
-from manta.delivery.bounce import Action
-from manta.delivery.observations import BounceClass
+from manta.delivery.reputation.observations import BounceClass
+from manta.delivery.returns import bounce, mailparts
+from manta.delivery.returns.arrivals import Arrival, ArrivalKind, read
+from manta.delivery.returns.bounce import Action
 
 SAMPLES = Path(__file__).parent / "samples" / "arrivals"
 PUBLIC = Path(__file__).parents[3] / "shared" / "data" / "bounces"

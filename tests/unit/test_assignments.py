@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from manta.delivery.assignments import (
+from manta.delivery.hooks import Work
+from manta.delivery.lanes import Lane, Site
+from manta.delivery.routing.assignments import (
     Assignment,
     choose_senders,
     direct_assignments,
     due_by_pool,
     relay_assignments,
 )
-from manta.delivery.hooks import Work
-from manta.delivery.lanes import Lane, Site
 
 REPORTS = {
     0: [

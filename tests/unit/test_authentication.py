@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from manta.content.dkim import dns_record, generate_private_key, load_private_key
 from manta.definitions import Document
-from manta.delivery import domains
-from manta.delivery.authentication import (
+from manta.delivery.domains import keys as domains
+from manta.delivery.domains.authentication import (
     Finding,
     Identity,
     check,
@@ -20,8 +20,8 @@ from manta.delivery.authentication import (
     is_passing,
     records,
 )
-from manta.delivery.sites import Answer, Found
-from manta.delivery.spf import SpfResult, evaluate
+from manta.delivery.domains.spf import SpfResult, evaluate
+from manta.delivery.routing.sites import Answer, Found
 from manta.errors import Conflict, InvalidRequest
 
 NOW = datetime(2026, 11, 24, 12)

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manta.delivery import automation
-from manta.delivery.actions import ActionKind, Narrower, Scope
-from manta.delivery.automation import Automation, Trigger, rehearse, replay
 from manta.delivery.lanes import OTHERS
-from manta.delivery.observations import Observed, Seen
-from manta.delivery.shaping import Shaping, builtin, parse
+from manta.delivery.reputation.actions import ActionKind, Narrower, Scope
+from manta.delivery.reputation.observations import Observed, Seen
+from manta.delivery.shaping import automation
+from manta.delivery.shaping.automation import Automation, Trigger, rehearse, replay
+from manta.delivery.shaping.shaping import Shaping, builtin, parse
 
 START = datetime(2026, 11, 1)
 

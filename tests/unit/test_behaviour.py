@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manta.delivery import behaviour, shaping
-from manta.delivery.automation import Automation
-from manta.delivery.behaviour import (
+from manta.delivery.rehearsal import behaviour
+from manta.delivery.rehearsal.behaviour import (
     ACCEPTED,
     Behaviour,
     LaterKind,
@@ -22,8 +21,10 @@ from manta.delivery.behaviour import (
     behaviours,
     model_of,
 )
-from manta.delivery.classification import classify_reply
-from manta.delivery.observations import BounceClass, Observed, Seen
+from manta.delivery.reputation.observations import BounceClass, Observed, Seen
+from manta.delivery.returns.classification import classify_reply
+from manta.delivery.shaping import shaping
+from manta.delivery.shaping.automation import Automation
 
 DAY_S = 86_400.0
 MODELS = list(behaviours().values())

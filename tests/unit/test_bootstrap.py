@@ -16,7 +16,7 @@ from actors.io import smtp
 from manta.clock import ManualClock
 from manta.delivery.lanes import Lane, Site
 from manta.delivery.replies import Reply
-from manta.delivery.throttle import Connections
+from manta.delivery.throttle.budgets import Connections
 from manta.errors import InvalidRequest
 from manta.ids import even_ranges
 from manta.settings import EgressSource, InboxSettings, Settings

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manta.delivery import bounce, bounce_prose, mailparts
-from manta.delivery.bounce import Action, addresses_in, judged, recipient_address
-from manta.delivery.feedback import feedback_of
-from manta.delivery.mailparts import Fields, Part
-from manta.delivery.observations import BounceClass
+from manta.delivery.reputation.observations import BounceClass
+from manta.delivery.returns import bounce, bounce_prose, mailparts
+from manta.delivery.returns.bounce import Action, addresses_in, judged, recipient_address
+from manta.delivery.returns.feedback import feedback_of
+from manta.delivery.returns.mailparts import Fields, Part
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Every row of `data/replies.toml` is proven, and what must not be taken for a reason."""
+"""Every row of `replies.toml` is proven, and what must not be taken for a reason."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manta.delivery.classification import (
+from manta.delivery.reputation.observations import BounceClass
+from manta.delivery.returns.classification import (
     MEANINGS,
     Category,
     basic_code,
@@ -20,7 +21,6 @@ from manta.delivery.classification import (
     normal,
     rules,
 )
-from manta.delivery.observations import BounceClass
 
 HARD, SOFT, BLOCK = BounceClass.HARD, BounceClass.SOFT, BounceClass.BLOCK
 MESSAGE = BounceClass.MESSAGE
@@ -58,7 +58,7 @@ def test_there_are_several_hundred_wordings() -> None:
 
 
 def test_codes_are_codes() -> None:
-    text = resources.files("manta.delivery").joinpath("data/replies.toml").read_text("utf-8")
+    text = resources.files("manta.delivery.returns").joinpath("replies.toml").read_text("utf-8")
     document = tomllib.loads(text)
     assert all(re.fullmatch(r"[1-7](\.\d{1,3})?", code) for code in document["enhanced"])
     assert all(re.fullmatch(r"[45]\d\d", code) for code in document["basic"])

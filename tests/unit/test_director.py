@@ -22,14 +22,14 @@ from actors.handles import find
 from manta.clock import ManualClock
 from manta.command import Context, Repeated
 from manta.delivery import queries as delivery_queries
-from manta.delivery.assignments import Assignment
 from manta.delivery.attempts import Attempt, AttemptJournal, Entry
 from manta.delivery.campaign import CampaignPlan
 from manta.delivery.directing import Page
 from manta.delivery.hooks import Work
 from manta.delivery.lanes import Lane, Site
-from manta.delivery.law import Law
 from manta.delivery.planning import SetCampaign
+from manta.delivery.reputation.law import Law
+from manta.delivery.routing.assignments import Assignment
 from manta.errors import (
     Conflict,
     Fenced,

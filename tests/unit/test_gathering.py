@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import timedelta
 
 from manta.clock import ManualClock
-from manta.delivery.gathering import Gathering
-from manta.delivery.observations import Observed, Seen
+from manta.delivery.reputation.gathering import Gathering
+from manta.delivery.reputation.observations import Observed, Seen
 
 NOW = ManualClock().now()
 ACCEPTED = Observed(NOW, Seen.ACCEPTED, "shop.example", "mx-a", "google", "mx", 7)

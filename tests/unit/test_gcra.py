@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manta.delivery.gcra import NEVER_S, Bucket
+from manta.delivery.throttle.gcra import NEVER_S, Bucket
 
 RATES = st.one_of(
     st.sampled_from([1 / 60, 0.1, 1.0, 3.0, 7.3, 100.0, 1000.0, 1e6]), st.floats(0.001, 1e6)

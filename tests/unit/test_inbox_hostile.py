@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from manta.delivery.inbox import LINE_BYTES_MAX, malformed
+from manta.delivery.returns.inbox import LINE_BYTES_MAX, malformed
 from tests.unit.inbox_house import DOMAIN, dsn, inbox_house, note
 
 POSTMASTER = f"postmaster@{DOMAIN}"

@@ -12,17 +12,17 @@ from typing import Any
 
 import pytest
 
-from manta.delivery import throttle
-from manta.delivery.actions import Action, ActionKind, Scope
-from manta.delivery.assignments import Assignment
 from manta.delivery.lanes import Lane, Site
-from manta.delivery.law import Law
-from manta.delivery.observations import Seen
 from manta.delivery.planning import ExpireRows
 from manta.delivery.replies import Reply, Verdict, classify
+from manta.delivery.reputation.actions import Action, ActionKind, Scope
+from manta.delivery.reputation.law import Law
+from manta.delivery.reputation.observations import Seen
 from manta.delivery.retry import BackoffPolicy
-from manta.delivery.sites import NULL_MX
-from manta.delivery.throttle import Connections
+from manta.delivery.routing.assignments import Assignment
+from manta.delivery.routing.sites import NULL_MX
+from manta.delivery.throttle import budgets as throttle
+from manta.delivery.throttle.budgets import Connections
 from manta.delivery.transaction import Envelope
 from manta.errors import InvalidRequest
 from tests.unit.sender_house import LANE, NOT_SENT, QUICK, SITE, House, people

@@ -8,7 +8,7 @@ from typing import Any
 from actors.leases import Leases
 from manta.clock import ManualClock
 from manta.delivery.lanes import Lane, Limits
-from manta.delivery.throttle import Budgets
+from manta.delivery.throttle.budgets import Budgets
 
 LANE = Lane("pool", "mx-a", "others", "others")
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manta.delivery.mta_sts import Mode, Policy, parse_policy, parse_records
+from manta.delivery.routing.mta_sts import Mode, Policy, parse_policy, parse_records
 
 # RFC 8461 §3.2, Figure 2
 EXAMPLE = b"""version: STSv1\r

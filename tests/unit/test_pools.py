@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manta.delivery.pools import ASKS_WITHIN_S, PATIENCE_S, YIELD_S, Rotation
+from manta.delivery.throttle.pools import ASKS_WITHIN_S, PATIENCE_S, YIELD_S, Rotation
 
 
 class Source:

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 
 from manta.command import Change, Context, Op
-from manta.delivery.observations import BounceClass, Seen
 from manta.delivery.queries import QUERIES
+from manta.delivery.reputation.observations import BounceClass, Seen
 from manta.errors import InvalidRequest
 from tests.unit.delivery_shard import CAMPAIGN, SendingShard, plan
 

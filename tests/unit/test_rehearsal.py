@@ -13,15 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manta.delivery import norms
-from manta.delivery.actions import Action, ActionKind, Narrower, Scope
-from manta.delivery.behaviour import behaviours
-from manta.delivery.crowds import Cohort, Queue, drawn, sliced
-from manta.delivery.forecast import Forecast, Interval, Outcome, compare
 from manta.delivery.lanes import OTHERS, Site
-from manta.delivery.law import Law
-from manta.delivery.observations import Observed, Seen
-from manta.delivery.rehearsal import (
+from manta.delivery.rehearsal.behaviour import behaviours
+from manta.delivery.rehearsal.crowds import Cohort, Queue, drawn, sliced
+from manta.delivery.rehearsal.forecast import Forecast, Interval, Outcome, compare
+from manta.delivery.rehearsal.rehearsal import (
     REST,
     Audience,
     Campaign,
@@ -30,8 +26,12 @@ from manta.delivery.rehearsal import (
     facts_of,
     rehearse,
 )
-from manta.delivery.shaping import builtin
-from manta.delivery.trial import Facts, Trial
+from manta.delivery.rehearsal.trial import Facts, Trial
+from manta.delivery.reputation import norms
+from manta.delivery.reputation.actions import Action, ActionKind, Narrower, Scope
+from manta.delivery.reputation.law import Law
+from manta.delivery.reputation.observations import Observed, Seen
+from manta.delivery.shaping.shaping import builtin
 from manta.errors import InvalidRequest, Overloaded
 from manta.settings import EgressSource, Pool, PoolMember, Settings
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from manta.delivery import rulings
-from manta.delivery.actions import ActionKind, Narrower, Scope
-from manta.delivery.courses import Phase
-from manta.delivery.observations import BounceClass, Observed, Seen
-from manta.delivery.rulings import UNLIMITED
-from manta.delivery.windows import PLACES, column_of
+from manta.delivery.reputation import rulings
+from manta.delivery.reputation.actions import ActionKind, Narrower, Scope
+from manta.delivery.reputation.courses import Phase
+from manta.delivery.reputation.observations import BounceClass, Observed, Seen
+from manta.delivery.reputation.rulings import UNLIMITED
+from manta.delivery.reputation.windows import PLACES, column_of
 from manta.errors import Conflict, InvalidRequest, NotFound
 from tests.unit.reputation_house import DOMAIN, Flow, ReputationHouse, ScriptedRules, lane
 

@@ -14,10 +14,11 @@ import actors.reputation as module
 from actors.handles import Handles, Shards
 from actors.reputation import ReputationActor
 from manta.clock import ManualClock
-from manta.delivery import norms, shaping
-from manta.delivery.actions import ActionKind, Scope
-from manta.delivery.law import Law
-from manta.delivery.observations import BounceClass, Observed, Seen
+from manta.delivery.reputation import norms
+from manta.delivery.reputation.actions import ActionKind, Scope
+from manta.delivery.reputation.law import Law
+from manta.delivery.reputation.observations import BounceClass, Observed, Seen
+from manta.delivery.shaping import shaping
 from manta.errors import Conflict, InvalidRequest, NotReady, StoreUnavailable
 from manta.ids import even_ranges
 from manta.settings import EgressSource

@@ -6,14 +6,15 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from manta.clock import ManualClock
-from manta.delivery import norms, shaping
-from manta.delivery.actions import ActionKind
-from manta.delivery.automation import Automation
 from manta.delivery.lanes import Lane, Limits
-from manta.delivery.observations import BounceClass, Observed, Seen
-from manta.delivery.reputation import Reputation
-from manta.delivery.throttle import Budgets
-from manta.delivery.ways import Ways
+from manta.delivery.reputation import norms
+from manta.delivery.reputation.actions import ActionKind
+from manta.delivery.reputation.observations import BounceClass, Observed, Seen
+from manta.delivery.reputation.reputation import Reputation
+from manta.delivery.shaping import shaping
+from manta.delivery.shaping.automation import Automation
+from manta.delivery.throttle.budgets import Budgets
+from manta.delivery.throttle.ways import Ways
 
 CAMPAIGN = 7
 STEP_S = 0.5

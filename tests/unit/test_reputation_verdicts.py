@@ -10,11 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manta.delivery import courses, norms
-from manta.delivery.courses import MOVES, Course, Phase, Sight
-from manta.delivery.observations import BounceClass, Observed, Seen
-from manta.delivery.verdicts import Figures, Level, level_of, proven_level
-from manta.delivery.windows import SPANS, UNITS_MAX, Mark, Unit, Windows, seconds, wilson_bounds
+from manta.delivery.reputation import courses, norms
+from manta.delivery.reputation.courses import MOVES, Course, Phase, Sight
+from manta.delivery.reputation.observations import BounceClass, Observed, Seen
+from manta.delivery.reputation.verdicts import Figures, Level, level_of, proven_level
+from manta.delivery.reputation.windows import (
+    SPANS,
+    UNITS_MAX,
+    Mark,
+    Unit,
+    Windows,
+    seconds,
+    wilson_bounds,
+)
 from manta.errors import Conflict, InvalidRequest
 from tests.unit.reputation_house import DOMAIN, ReputationHouse
 

@@ -10,8 +10,8 @@ from actors.io.policies import Policies
 from actors.resolver import Resolver
 from manta.clock import ManualClock
 from manta.delivery.lanes import OTHERS, Site
-from manta.delivery.law import Law
-from manta.delivery.sites import Answer, Found, Route, must_verify
+from manta.delivery.reputation.law import Law
+from manta.delivery.routing.sites import Answer, Found, Route, must_verify
 from manta.errors import InvalidRequest, RetryableError
 
 TTL_S = 300.0

@@ -6,9 +6,9 @@ from datetime import timedelta
 import pytest
 
 from manta.command import Push
-from manta.delivery.observations import BounceClass, Observed, Seen
 from manta.delivery.outcomes import OutcomeKind
-from manta.delivery.returns import (
+from manta.delivery.reputation.observations import BounceClass, Observed, Seen
+from manta.delivery.returns.commands import (
     RecordBounce,
     RecordBounceOf,
     RecordComplaint,

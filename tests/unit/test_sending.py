@@ -11,9 +11,9 @@ import pytest
 from manta.clock import ManualClock
 from manta.delivery.lanes import Lane
 from manta.delivery.leasing import Grant
-from manta.delivery.observations import BounceClass
 from manta.delivery.outcomes import Outcome, OutcomeKind, outcomes_of
 from manta.delivery.replies import Reply, Verdict
+from manta.delivery.reputation.observations import BounceClass
 from manta.delivery.sending import (
     Burst,
     Refusal,

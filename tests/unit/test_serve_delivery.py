@@ -16,9 +16,10 @@ from actors.reputation import ReputationActor
 from actors.throttle import Throttle
 from manta.cli import app
 from manta.client import Client
-from manta.delivery import norms, shaping
 from manta.delivery.lanes import Limits
-from manta.delivery.observations import BounceClass, Observed, Seen
+from manta.delivery.reputation import norms
+from manta.delivery.reputation.observations import BounceClass, Observed, Seen
+from manta.delivery.shaping import shaping
 from manta.errors import Conflict, Forbidden, InvalidRequest, NotFound
 from manta.settings import EgressSource
 from manta.store.documents import Documents

@@ -8,7 +8,7 @@ import pytest
 
 from actors.resolver import Resolver, Returns
 from manta.clock import ManualClock
-from manta.delivery.sites import Answer, Found
+from manta.delivery.routing.sites import Answer, Found
 from serve_apps.api import create_api
 from tests.unit.serve_fakes import client
 from tests.unit.serve_world import House

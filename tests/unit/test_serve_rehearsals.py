@@ -20,11 +20,12 @@ from actors.throttle import Throttle
 from manta.cli import app
 from manta.client import Client
 from manta.command import Context
-from manta.delivery import norms, shaping
-from manta.delivery.audiences import audience_domains, provider_outcomes
 from manta.delivery.lanes import Site
 from manta.delivery.outcomes import OutcomeKind
-from manta.delivery.ways import Ways, limits_of
+from manta.delivery.rehearsal.audiences import audience_domains, provider_outcomes
+from manta.delivery.reputation import norms
+from manta.delivery.shaping import shaping
+from manta.delivery.throttle.ways import Ways, limits_of
 from manta.errors import Conflict, Damaged, InvalidRequest, MantaError, NotFound
 from manta.settings import EgressSource, Pool, PoolMember, Settings
 from manta.store.documents import Documents

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from manta.delivery.actions import ActionKind, Narrower
 from manta.delivery.lanes import Limits
-from manta.delivery.shaping import Shaping, builtin, parse
-from manta.delivery.shaping_file import _RULE_KEYS, FILE_BYTES_MAX
-from manta.delivery.shaping_places import line_in
-from manta.delivery.shaping_values import Bounds, Rate, RuleScope, Section, line_of
+from manta.delivery.reputation.actions import ActionKind, Narrower
+from manta.delivery.shaping.file import _RULE_KEYS, FILE_BYTES_MAX
+from manta.delivery.shaping.places import line_in
+from manta.delivery.shaping.shaping import Shaping, builtin, parse
+from manta.delivery.shaping.values import Bounds, Rate, RuleScope, Section, line_of
 from manta.errors import InvalidRequest
 
 BASE = parse(

@@ -17,10 +17,10 @@ import manta.client
 from manta.cli import app
 from manta.client import Client
 from manta.clock import SystemClock
-from manta.delivery.automation import rehearse
-from manta.delivery.observations import BounceClass, Observed, Seen
-from manta.delivery.recorded import recorded
-from manta.delivery.shaping import builtin
+from manta.delivery.reputation.observations import BounceClass, Observed, Seen
+from manta.delivery.shaping.automation import rehearse
+from manta.delivery.shaping.recorded import recorded
+from manta.delivery.shaping.shaping import builtin
 from manta.store import lake
 from manta.store.objects import FileObjects
 from tests.unit.delivery_shard import plan

@@ -9,9 +9,9 @@ from itertools import pairwise
 
 import pytest
 
-from manta.delivery.actions import ActionKind
-from manta.delivery.shaping import builtin
-from manta.delivery.shaping_values import (
+from manta.delivery.reputation.actions import ActionKind
+from manta.delivery.shaping.shaping import builtin
+from manta.delivery.shaping.values import (
     Bounds,
     Provider,
     Rule,
@@ -59,7 +59,7 @@ def ids(values: list[tuple[str, Rule]]) -> list[str]:
 
 def test_it_is_dated_and_ships_with_the_package() -> None:
     assert date(2026, 1, 1) <= SHAPING.dated <= date(2027, 12, 31)
-    assert files("manta.delivery").joinpath("data", "providers.toml").is_file()
+    assert files("manta.delivery.shaping").joinpath("providers.toml").is_file()
 
 
 def test_there_is_a_default_for_everything() -> None:
@@ -189,7 +189,7 @@ def test_rules_of_one_provider_do_not_overlap(owner: str, section: Section) -> N
 
 def test_the_file_is_in_order() -> None:
     """What is listed twice is found where lists are easy to read."""
-    text = files("manta.delivery").joinpath("data", "providers.toml").read_text()
+    text = files("manta.delivery.shaping").joinpath("providers.toml").read_text()
     assert all(len(line) <= 130 for line in text.splitlines() if "'''" not in line)
     names = [line for line in text.splitlines() if line.startswith("[provider.")]
     assert all(a != b for a, b in pairwise(sorted(names)))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manta.delivery.lanes import OTHERS, Site
-from manta.delivery.sites import (
+from manta.delivery.routing.sites import (
     EXCHANGERS_MAX,
     Answer,
     Found,

@@ -8,21 +8,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manta.delivery.actions import Action, ActionKind, Narrower, Scope
-from manta.delivery.authority import AUTHORITY_S, TAKEOVER_WAIT_S, Authority
-from manta.delivery.connections import (
+from manta.delivery.lanes import Lane, Limits
+from manta.delivery.reputation.actions import Action, ActionKind, Narrower, Scope
+from manta.delivery.reputation.law import Law
+from manta.delivery.shaping.shaping import builtin
+from manta.delivery.throttle.authority import AUTHORITY_S, TAKEOVER_WAIT_S, Authority
+from manta.delivery.throttle.budgets import WAIT_SUSPENDED_S_MAX, Budgets
+from manta.delivery.throttle.connections import (
     CONNECTION_VALID_S,
     TENURE_S,
     WAITING_VALID_S,
     Claimant,
     fair_share,
 )
-from manta.delivery.gates import PACE, PERMIT_VALID_S
-from manta.delivery.lanes import Lane, Limits
-from manta.delivery.law import Law
-from manta.delivery.shaping import builtin
-from manta.delivery.throttle import WAIT_SUSPENDED_S_MAX, Budgets
-from manta.delivery.ways import Ways, limits_of
+from manta.delivery.throttle.gates import PACE, PERMIT_VALID_S
+from manta.delivery.throttle.ways import Ways, limits_of
 from manta.errors import InvalidRequest, Overloaded
 from manta.settings import parse as parse_settings
 
@@ -317,7 +317,7 @@ def test_the_sources_of_a_pool_share_by_weight_and_a_suspended_one_is_no_obstacl
 
 
 def test_lanes_that_are_asked_for_no_more_are_forgotten_but_not_their_debt(monkeypatch):
-    monkeypatch.setattr("manta.delivery.gates.SWEEP_GATES_MIN", 50)
+    monkeypatch.setattr("manta.delivery.throttle.gates.SWEEP_GATES_MIN", 50)
     text = '[default]\nrate = "6/min"'
     t = Budgets({"mx": Limits(1e5, 100_000, 100)}, DIRECT, empty_at_s=None, law=law(shaping=text))
     indebted = Lane("mx", "mx", "indebted.example", "indebted.example")
@@ -334,7 +334,7 @@ def test_lanes_that_are_asked_for_no_more_are_forgotten_but_not_their_debt(monke
 
 
 def test_there_is_a_most_of_lanes_at_work(monkeypatch):
-    monkeypatch.setattr("manta.delivery.gates.GATES_MAX", 3)
+    monkeypatch.setattr("manta.delivery.throttle.gates.GATES_MAX", 3)
     t = throttle()
     t.grant("s0", SMALL, 5, 0.0)
     t.grant("s0", GMAIL, 5, 0.0)

@@ -18,12 +18,12 @@ import pytest
 
 from actors.throttle import Throttle
 from manta.clock import ManualClock
-from manta.delivery.actions import Action, ActionKind, Narrower, Scope
-from manta.delivery.authority import AUTHORITY_S
-from manta.delivery.gates import PERMIT_VALID_S
 from manta.delivery.lanes import Lane, Limits
-from manta.delivery.law import Law
-from manta.delivery.ways import Ways
+from manta.delivery.reputation.actions import Action, ActionKind, Narrower, Scope
+from manta.delivery.reputation.law import Law
+from manta.delivery.throttle.authority import AUTHORITY_S
+from manta.delivery.throttle.gates import PERMIT_VALID_S
+from manta.delivery.throttle.ways import Ways
 from manta.errors import MantaError
 from manta.store.documents import Documents
 from tests.faults import MemoryObjects

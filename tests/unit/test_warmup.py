@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manta.delivery import shaping
-from manta.delivery.warmup import OTHERS, Warmup, builtin, parse
+from manta.delivery.shaping import shaping
+from manta.delivery.throttle.warmup import OTHERS, Warmup, builtin, parse
 from manta.errors import InvalidRequest
 
 BEGAN = datetime(2026, 3, 1)
@@ -67,7 +67,7 @@ def test_every_row_of_the_plan_that_comes_with_manta():
 def test_a_plan_that_is_wrong_is_refused_by_the_key(old, new, path):
     from importlib.resources import files
 
-    text = files("manta.delivery").joinpath("data", "warmup.toml").read_text("utf-8")
+    text = files("manta.delivery.throttle").joinpath("warmup.toml").read_text("utf-8")
     assert old in text
     with pytest.raises(InvalidRequest) as error:
         parse(text.replace(old, new))

@@ -1,0 +1,1 @@
+"""Sending domains: keys, and whether receivers can tell that mail is ours."""

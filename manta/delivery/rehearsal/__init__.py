@@ -1,0 +1,1 @@
+"""A campaign in virtual time: models of providers, runs, forecasts."""

@@ -1,0 +1,1 @@
+"""From a domain to the site that takes its mail, and to the lanes of Senders."""
