@@ -11,11 +11,13 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 demo: $(READY)
 	$(BIN)/manta demo
 
-# The simulation runs without coverage, which would take most of its time.
+# The simulation uses all processors by itself, and without coverage, which would take most of its
+# time. What runs on Ray runs alone.
 test: $(READY) lint
 	$(BIN)/python -m pytest -m "not long" tests/sim
-	$(BIN)/python -m pytest -m "not long" tests/unit tests/integration tests/e2e \
-	  --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -m "not long" tests/unit -n auto --cov --cov-report=
+	$(BIN)/python -m pytest -m "not long" tests/integration tests/e2e \
+	  --cov --cov-append --cov-report=term:skip-covered
 
 test-long: $(READY)
 	$(BIN)/python -m pytest -m long
