@@ -58,6 +58,8 @@ class Auditor:
         self._policies = policies
         self._views: dict[int, View] = {}
         self._written: dict[tuple[int, int], int] = {}
+        self._epochs: dict[str, int] = {}  # of each Sender's journal
+        self._unfenced: set[str] = set()
 
     def committed(
         self,
@@ -107,6 +109,16 @@ class Auditor:
                 and (old.due_at is None or now < old.due_at + OPEN_AFTER)
             ):
                 raise Violation(f"{ref} was greylisted at {old.source} and goes by {new.source}")
+
+    def journaled(self, sender: str, epoch: int) -> None:
+        """An incarnation has stored an entry, or its epoch, in a Sender's journal."""
+        if epoch < self._epochs.get(sender, 0) and sender not in self._unfenced:
+            raise Violation(f"{sender} of epoch {epoch} writes behind its fence")
+        self._epochs[sender] = epoch
+
+    def lost_journal(self, sender: str) -> None:
+        """Its fence may be gone too: what it held is uncertain, and one more entry harms nobody."""
+        self._unfenced.add(sender)
 
     # -- the end -----------------------------------------------------------------------------------
 

@@ -162,19 +162,23 @@ _LANDED = settling._landed
 _NEVER = timedelta(days=-400)
 
 MUTANTS: dict[str, Mutant] = {
-    "plans again by time alone": Mutant(replan_by_time=True),
-    "stores attempts late": Mutant(sending=HastySending),
-    "deletes epoch entries": Mutant(journal=ForgetfulJournal),
-    "resends after a deadline": Mutant(sending=ImpatientSending),
-    "grants without authority": Mutant(throttle=UsurpingThrottle),
-    "takes over without a wait": Mutant(patches=((authority, "TAKEOVER_WAIT_S", 0.0),)),
-    "starts with full buckets": Mutant(throttle=FullThrottle),
-    "forgets the law": Mutant(throttle=LawlessThrottle),
-    "uses quotas that are not set aside": Mutant(patches=((warmup.Quota, "room", _room_of_all),)),
-    "lets anybody retry what was greylisted": Mutant(
-        patches=((leasing, "GREYLISTED_OPEN_AFTER", _NEVER),)
+    "plans again by time alone": Mutant(seen_by=20, replan_by_time=True),
+    "stores attempts late": Mutant(seen_by=84, sending=HastySending),
+    "deletes epoch entries": Mutant(seen_by=4, journal=ForgetfulJournal),
+    "resends after a deadline": Mutant(seen_by=279, sending=ImpatientSending),
+    "grants without authority": Mutant(seen_by=29, throttle=UsurpingThrottle),
+    "takes over without a wait": Mutant(seen_by=25, patches=((authority, "TAKEOVER_WAIT_S", 0.0),)),
+    "starts with full buckets": Mutant(seen_by=11, throttle=FullThrottle),
+    "forgets the law": Mutant(seen_by=45, throttle=LawlessThrottle),
+    "uses quotas that are not set aside": Mutant(
+        seen_by=88, patches=((warmup.Quota, "room", _room_of_all),)
     ),
-    "drops the reply of what expires": Mutant(patches=((settling, "_landed", _not_kept),)),
-    "tells no undo": Mutant(reputation=HalfDeafReputation),
-    "returns lapsed permits": Mutant(returns_lapsed=True),
+    "lets anybody retry what was greylisted": Mutant(
+        seen_by=1, patches=((leasing, "GREYLISTED_OPEN_AFTER", _NEVER),)
+    ),
+    "drops the reply of what expires": Mutant(
+        seen_by=50, patches=((settling, "_landed", _not_kept),)
+    ),
+    "tells no undo": Mutant(seen_by=20, reputation=HalfDeafReputation),
+    "returns lapsed permits": Mutant(seen_by=32, returns_lapsed=True),
 }

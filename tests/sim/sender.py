@@ -103,6 +103,7 @@ class SenderProcess(Owner):
             except _FATAL as error:
                 raise Died from error
         self.epoch = history.epoch
+        self.w.auditor.journaled(self.name, self.epoch)
         note = f"{self.name} has epoch {history.epoch}, fence {history.fence} {history.damage}"
         self.w.note(note)
         try:
@@ -158,9 +159,11 @@ class SenderProcess(Owner):
 
     def _append(self, entry: Entry) -> int:
         try:
-            return self.journal.append(entry)
+            sequence = self.journal.append(entry)
         except _FATAL as error:
             raise Died from error
+        self.w.auditor.journaled(self.name, self.epoch)
+        return sequence
 
     def _truncate(self) -> None:
         try:

@@ -342,6 +342,7 @@ class World:
         prefix = sender.prefix
         paths = self.held.list(f"{prefix}/")
         self.note(f"{sender.name} loses its journal")
+        self.auditor.lost_journal(sender.name)
         if paths:
             draw, path = self.random.random(), self.random.choice(paths)
             if draw < 0.4:
