@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from aiosmtpd.smtp import SMTP, Envelope, Session, TLSSetupException
 
+from actors.io.smtp_server import offered
 from manta.clock import Clock
 from manta.delivery.rehearsal.behaviour import Behaviour, Told
 
@@ -154,8 +155,7 @@ class _Handler:
         responses: list[str],
     ) -> list[str]:
         session.host_name = hostname
-        kept = [r for r in responses if not r.startswith(("250-AUTH", "250 HELP"))]
-        return [*kept, "250-PIPELINING", "250 ENHANCEDSTATUSCODES"]
+        return offered(responses)
 
     async def handle_RCPT(
         self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]

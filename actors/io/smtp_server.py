@@ -356,6 +356,12 @@ class _Message:
             self.let_go()
 
 
+def offered(responses: list[str]) -> list[str]:
+    """aiosmtpd's answer to EHLO with what our servers do besides, and without what they do not."""
+    kept = [r for r in responses if not r.startswith(("250-AUTH", "250 HELP"))]
+    return [*kept, "250-PIPELINING", "250 ENHANCEDSTATUSCODES"]
+
+
 class _Handler:
     """aiosmtpd's hooks."""
 
@@ -371,8 +377,7 @@ class _Handler:
         responses: list[str],
     ) -> list[str]:
         session.host_name = hostname
-        kept = [r for r in responses if not r.startswith(("250-AUTH", "250 HELP"))]
-        return [*kept, "250-PIPELINING", "250 ENHANCEDSTATUSCODES"]
+        return offered(responses)
 
     async def handle_RCPT(
         self,

@@ -223,13 +223,8 @@ class RecordBounceOf:
         done = suppress_addresses(database, context, [(failure, address)], self.source)
         said = {"category": self.category, "diagnostic": self.diagnostic, "source": self.source}
         event = _event(self, "bounced", self.bounce_class, said, message, context, event_id)
-        counted = bool(event or done.changes)
         seen = _observed_of(database, self, Seen.BOUNCED, message, context) if event else ()
-        return Decision(
-            _returned(counted, message, done, database),
-            (*event, *done.changes),
-            (*done.pushes, *seen),
-        )
+        return _counted_of(database, message, event, done, seen)
 
     def repeat(self, database: Database, context: Context) -> Returned:
         """The answer when the key has been committed before."""
@@ -260,13 +255,8 @@ class RecordComplaintOf:
         done = suppressing(database, context, [wanted])
         said = {"source": self.source}
         event = _event(self, "complained", self.feedback_type, said, message, context, event_id)
-        counted = bool(event or done.changes)
         seen = _observed_of(database, self, Seen.COMPLAINED, message, context) if event else ()
-        return Decision(
-            _returned(counted, message, done, database),
-            (*event, *done.changes),
-            (*done.pushes, *seen),
-        )
+        return _counted_of(database, message, event, done, seen)
 
     def repeat(self, database: Database, context: Context) -> Returned:
         """The answer when the key has been committed before."""
@@ -487,6 +477,18 @@ def _returned(
         whose = whose_is(database, message.sent, address)
         return Returned(counted, message.holder, Suppressed(address, stop, whose))
     return Returned(counted, message.holder, standing)
+
+
+def _counted_of(
+    database: Database,
+    message: _Message,
+    event: list[Change],
+    done: Suppressing,
+    seen: tuple[Push, ...],
+) -> Decision:
+    """The decision on a report by address."""
+    answer = _returned(bool(event or done.changes), message, done, database)
+    return Decision(answer, (*event, *done.changes), (*done.pushes, *seen))
 
 
 def _at(occurred_at: datetime, context: Context) -> datetime:
