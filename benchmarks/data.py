@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from manta.ids import campaign_message_key
 from manta.schema import EVENTS
-from manta.store.database import arrow_schema
+from manta.store.statements import arrow_schema
 
 END = datetime(2026, 7, 1)
 YEAR_US = 365 * 86_400 * 1_000_000

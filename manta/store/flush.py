@@ -27,11 +27,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from manta.schema import EVENTS, HISTORY_EVENTS, TABLES
-from manta.store.database import Reader, ShardDatabase, arrow_schema
+from manta.store.database import Reader, ShardDatabase
 from manta.store.entries import Group
 from manta.store.keys import Hashes
 from manta.store.manifest import FileEntry
 from manta.store.objects import ObjectStore
+from manta.store.statements import arrow_schema
 
 FORMAT_VERSION = 1
 FORMAT_METADATA = {"manta.format": str(FORMAT_VERSION)}

@@ -24,11 +24,11 @@ import pyarrow.parquet as pq
 from manta.clock import SystemClock
 from manta.rules import meaning
 from manta.schema import TABLES, Table
-from manta.store.database import arrow_schema
 from manta.store.flush import DELETED, SEQUENCE
 from manta.store.manifest import FileEntry, Manifest, Manifests
 from manta.store.objects import ObjectStore, open_objects
 from manta.store.objects_s3 import S3Objects
+from manta.store.statements import arrow_schema
 
 _SHARD = re.compile(r"/shard=(\d+)/")
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import duckdb
 
 from manta.schema import TABLES
-from manta.store.database import ShardDatabase, _create
+from manta.store.database import ShardDatabase
 from manta.store.entries import Group
 from manta.store.shard import ShardStore
+from manta.store.statements import create
 
 _free: list[_Kept] = []
 
@@ -53,7 +54,7 @@ def _empty() -> ShardDatabase:
             if count:
                 # Made anew: where deleted rows lay would show in the order of later ones.
                 database._connection.execute(f"DROP TABLE {table}")
-                database._connection.execute(_create(TABLES[table]))
+                database._connection.execute(create(TABLES[table]))
                 database._create_indexes(TABLES[table])
         database.is_clean = True
     assert not set(database.columns("profiles")) - set(TABLES["profiles"].column_names)
