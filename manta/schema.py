@@ -80,13 +80,18 @@ IDENTITIES = Table(
     ),
     key=("kind", "value"),
 )
+# A merge of two people: `from_id` lives on as `to_id`. In the shards of both; an undone one stays.
 ALIASES = Table(
     "aliases",
     (
         ("from_id", "BIGINT"),
         ("to_id", "BIGINT"),
+        ("merge_id", "BIGINT"),  # names this merge; copied events carry it
+        ("state", "VARCHAR"),  # merging | merged | undone
         ("cause", "VARCHAR"),
+        ("kept", "VARCHAR"),  # JSON: what an undo gives back (manta.people.merging)
         ("created_at", "TIMESTAMP"),
+        ("changed_at", "TIMESTAMP"),
     ),
     key=("from_id",),
 )
@@ -99,6 +104,8 @@ CONSENTS = Table(
         ("status", "VARCHAR"),  # subscribed | unsubscribed | pending
         ("source", "VARCHAR"),
         ("changed_at", "TIMESTAMP"),
+        ("expires_at", "TIMESTAMP"),  # of a pending one: when its confirmation is too late
+        ("proof", "VARCHAR"),  # JSON: how, where and on what wording it was given, or NULL
     ),
     key=("subscriber_id", "channel", "topic"),
 )
@@ -127,7 +134,42 @@ EVENTS = Table(
         ("item", "VARCHAR"),  # product, page or link acted upon; of `sent`: the message's kind
         ("amount", "DOUBLE"),  # money or quantity
         ("properties", "VARCHAR"),  # a JSON object, or NULL
+        ("human", "DOUBLE"),  # of opens and clicks: p(a person did this); NULL: not judged
+        ("merge_id", "BIGINT"),  # a copy made by this merge, the original is its `from_id`'s
     ),
+)
+# What was found out about an open or click after it was stored: it replaces the event's `human`.
+TRAFFIC_CORRECTIONS = Table(
+    "traffic_corrections",
+    (
+        ("subscriber_id", "BIGINT"),
+        ("event_id", "BIGINT"),
+        ("human", "DOUBLE"),
+        ("cause", "VARCHAR"),
+        ("changed_at", "TIMESTAMP"),
+    ),
+    key=("subscriber_id", "event_id"),
+)
+# Since when a person's attribute has its value; without a row: since the person was created.
+ATTRIBUTE_TIMES = Table(
+    "attribute_times",
+    (
+        ("subscriber_id", "BIGINT"),
+        ("name", "VARCHAR"),  # without prefix; also `time_zone` and `locale`
+        ("changed_at", "TIMESTAMP"),
+    ),
+    key=("subscriber_id", "name"),
+)
+PREDICTIONS = Table(
+    "predictions",
+    (
+        ("subscriber_id", "BIGINT"),
+        ("name", "VARCHAR"),  # what is predicted, such as `churn`
+        ("value", "DOUBLE"),
+        ("run_id", "VARCHAR"),
+        ("changed_at", "TIMESTAMP"),
+    ),
+    key=("subscriber_id", "name"),
 )
 # One row per message over all channels. The states and moves are manta.delivery.ledger's.
 LEDGER = Table(
@@ -177,6 +219,63 @@ SENDERS = Table(
 MEMBERSHIPS = Table(
     "memberships",
     (("subscriber_id", "BIGINT"), ("segments", "INTEGER[]")),
+    key=("subscriber_id",),
+)
+# What a shard must know of the Catalog's definitions (manta.people.definitions): live segments,
+# caps, topics, endpoints of webhooks.
+DEFINITIONS = Table(
+    "definitions",
+    (
+        ("kind", "VARCHAR"),
+        ("id", "VARCHAR"),
+        ("version", "BIGINT"),  # an older one is ignored
+        ("body", "VARCHAR"),  # JSON; NULL: deleted
+        ("changed_at", "TIMESTAMP"),
+    ),
+    key=("kind", "id"),
+)
+# What came in and fits no schema yet; it can be looked at, mended and replayed.
+QUARANTINE = Table(
+    "quarantine",
+    (
+        ("quarantine_id", "BIGINT"),
+        ("received_at", "TIMESTAMP"),
+        ("source", "VARCHAR"),
+        ("problem", "VARCHAR"),
+        ("path", "VARCHAR"),  # where in the body
+        ("body", "VARCHAR"),  # as received, JSON or not
+        ("state", "VARCHAR"),  # waiting | replayed | discarded
+        ("changed_at", "TIMESTAMP"),
+    ),
+    key=("quarantine_id",),
+)
+# Outgoing webhooks that are still to be delivered or lately were (manta.webhooks).
+OUTBOX = Table(
+    "outbox",
+    (
+        ("endpoint_id", "BIGINT"),
+        ("delivery_id", "BIGINT"),
+        ("subscriber_id", "BIGINT"),  # whom it tells of
+        ("type", "VARCHAR"),
+        ("body", "VARCHAR"),  # the JSON that is sent; signed when it is
+        ("state", "VARCHAR"),  # waiting | delivered | failed | discarded
+        ("attempts", "USMALLINT"),
+        ("due_at", "TIMESTAMP"),  # set exactly while waiting
+        ("status", "USMALLINT"),  # HTTP status of the last attempt
+        ("answer", "VARCHAR"),  # the beginning of its body, or why there was none
+        ("created_at", "TIMESTAMP"),
+        ("changed_at", "TIMESTAMP"),
+    ),
+    key=("endpoint_id", "delivery_id"),
+)
+# People who are to be erased: unreadable at once, gone from every file when the row goes too.
+ERASURES = Table(
+    "erasures",
+    (
+        ("subscriber_id", "BIGINT"),
+        ("request_id", "VARCHAR"),
+        ("requested_at", "TIMESTAMP"),
+    ),
     key=("subscriber_id",),
 )
 # What a shard must know of a campaign to plan, lease and count for it.
@@ -259,9 +358,16 @@ TABLES = {
         CONSENTS,
         SUPPRESSIONS,
         EVENTS,
+        TRAFFIC_CORRECTIONS,
+        ATTRIBUTE_TIMES,
+        PREDICTIONS,
         LEDGER,
         SENDERS,
         MEMBERSHIPS,
+        DEFINITIONS,
+        QUARANTINE,
+        OUTBOX,
+        ERASURES,
         CAMPAIGNS,
         RETENTION,
         EVENT_MONTHS,
@@ -280,4 +386,6 @@ HISTORY_EVENTS = (
     "consent_changed",
     "suppression_changed",
     "membership_changed",
+    "people_merged",
+    "received",  # the original of an event that came in another form: `item` names its source
 )

@@ -183,9 +183,16 @@ def _query(merge: Merge) -> str:
     if table == KEYS:
         return f"SELECT DISTINCT day, hash FROM {PARQUET} WHERE day >= ? ORDER BY day, hash"
     if table == EVENTS.name:
-        first = "row_number() OVER (PARTITION BY subscriber_id, event_id ORDER BY occurred_at)"
+        # A copy that a merge made is not a repetition of another merge's, nor an original of its
+        # event. Files of earlier releases lack columns: the empty relation brings them.
+        first = (
+            "row_number() OVER (PARTITION BY subscriber_id, event_id, merge_id,"
+            " type = 'received' ORDER BY occurred_at)"
+        )
+        typed = ", ".join(f"NULL::{kind} AS {name}" for name, kind in EVENTS.columns)
         return (
-            f"SELECT * FROM {PARQUET} QUALIFY event_id IS NULL OR {first} = 1 ORDER BY occurred_at"
+            f"SELECT * FROM (SELECT {typed} WHERE false UNION ALL BY NAME SELECT * FROM {PARQUET})"
+            f" QUALIFY event_id IS NULL OR {first} = 1 ORDER BY occurred_at"
         )
     key = ", ".join(TABLES[table].key)
     last = f"row_number() OVER (PARTITION BY {key} ORDER BY {SEQUENCE} DESC) = 1"

@@ -42,6 +42,7 @@ from manta.store.statements import (
     ARROW_TYPES,
     attribute_type,
     check_key,
+    correct,
     create,
     hot_events,
     merge,
@@ -362,6 +363,10 @@ class ShardDatabase(Reader):
         self._connection.execute(f"DELETE FROM {table} WHERE {where}", list(params))
         self._connection.commit()
 
+    def correct_events(self) -> None:
+        """Put what was found out later about opens and clicks in the place of what was thought."""
+        self._connection.execute(correct("traffic_corrections"))
+
     def columns(self, table: str) -> dict[str, str]:
         """Column name → DuckDB type, attributes included."""
         return dict(self._types[table])
@@ -507,6 +512,8 @@ class ShardDatabase(Reader):
         ):
             return  # all were there, and this costs a third of ``ON CONFLICT``
         self._run(write(change.table, change.op, change.rows.column_names), change.rows)
+        if change.table == "traffic_corrections" and change.op is Op.UPSERT:
+            self._run(correct("{rows}"), change.rows)
 
     def _upsert_one(self, change: Change) -> None:
         """One row by a key that an index finds: a third of what ``ON CONFLICT`` costs to plan."""

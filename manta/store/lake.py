@@ -25,6 +25,7 @@ from manta.clock import SystemClock
 from manta.rules import meaning
 from manta.schema import TABLES, Table
 from manta.store.flush import DELETED, SEQUENCE
+from manta.store.hiding import VISIBLE
 from manta.store.manifest import FileEntry, Manifest, Manifests
 from manta.store.objects import ObjectStore, open_objects
 from manta.store.objects_s3 import S3Objects
@@ -47,7 +48,8 @@ def open(
     connection = duckdb.connect(":memory:")
     connection.execute("SET TimeZone = 'UTC'")
     meaning.register(connection)  # what the SQL of a rule calls
-    for table in TABLES.values():
+    # Events last: their view looks at others.
+    for table in sorted(TABLES.values(), key=lambda table: not table.key):
         files = [file for manifest in chosen for file in manifest.files.get(table.name, ())]
         source = _source(connection, objects, table, files) if files else None
         connection.execute(f"CREATE VIEW {table.name} AS {_view(table, source)}")
@@ -74,7 +76,12 @@ def _view(table: Table, source: str | None) -> str:
     if source is None:
         return empty
     if not table.key:
-        return f"{empty} UNION ALL BY NAME SELECT * FROM {source}"
+        return (
+            f"SELECT e.* REPLACE (coalesce(c.human, e.human) AS human) FROM"
+            f" ({empty} UNION ALL BY NAME SELECT * FROM {source}) e"
+            " LEFT JOIN traffic_corrections c USING (subscriber_id, event_id)"
+            f" WHERE {VISIBLE}"
+        )
     key = ", ".join(table.key)
     last = f"row_number() OVER (PARTITION BY shard, {key} ORDER BY {SEQUENCE} DESC) = 1"
     rows = f"SELECT * FROM {source} QUALIFY {last}"

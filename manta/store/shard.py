@@ -16,7 +16,7 @@ append raises ``Stopped``: this process may know less than the journal, so it mu
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from random import Random
@@ -39,6 +39,7 @@ from manta.schema import RETENTION, TABLES
 from manta.store.database import DatabaseSettings, Reader, ShardDatabase
 from manta.store.entries import Group, decode_group, encode_group, gather
 from manta.store.flush import Snapshot, Tail
+from manta.store.hiding import VISIBLE, hidden_by
 from manta.store.journal import Entry, Journal
 from manta.store.keys import KeyMemory
 from manta.store.load import load_files
@@ -106,6 +107,23 @@ class Hook(Protocol):
     def after_commit(self, database: Database, context: Context) -> HookAnswer: ...
 
 
+class Deriver(Protocol):
+    """Adds to a group what follows from its changes, so that both are stored or neither is.
+
+    Called in the writer's thread after the commands of a group have been applied. It reads and
+    answers changes; for a group that does not concern it, it must answer none at once.
+    """
+
+    def derive(
+        self, changes: Sequence[Change], database: Database, context: Context
+    ) -> Sequence[Change]: ...
+
+
+# Told of the changes of each committed group, in order, in the writer's thread; not in a replay.
+# It must only take note of them.
+Watch = Callable[[Sequence[Change]], None]
+
+
 @dataclass
 class Figures:
     """Counts since the start of this process."""
@@ -120,6 +138,7 @@ class Figures:
     appended_bytes: int = 0
     replayed_entries: int = 0
     hooks_failed: int = 0
+    derivers_failed: int = 0
 
 
 @dataclass
@@ -161,6 +180,8 @@ class ShardStore:
         random: Random,
         settings: ShardSettings | None = None,
         hooks: Sequence[Hook] = (),
+        derivers: Sequence[Deriver] = (),
+        watch: Watch = lambda changes: None,
     ) -> None:
         self.settings = settings or ShardSettings()
         self.workspace, self.shard = workspace, shard
@@ -183,6 +204,7 @@ class ShardStore:
         self._clock, self._random = clock, random
         every: tuple[Hook, ...] = (RetentionHook(self.settings), *hooks)
         self._hooks = [_HookState(hook) for hook in every]
+        self._derivers, self._watch = tuple(derivers), watch
         self._latest = datetime.min
         self._stopped = ""
 
@@ -214,6 +236,8 @@ class ShardStore:
         self.tail, self.keys = Tail(), KeyMemory()
         if manifest is not None:
             load_files(self.objects, manifest, self.database, self.keys)
+            self.database.drop("events", f"NOT ({VISIBLE})", [])
+            self.database.correct_events()
 
     def _replay(self, entry: Entry) -> None:
         name = self.journal.path(entry.sequence)
@@ -295,6 +319,7 @@ class ShardStore:
                         self._decide_one(index, command, run, failed)
                         if one_by_one:
                             self._write_now(index, failed)
+                self._derive(run)
                 if not one_by_one:
                     self._write_now(None, failed)
                 return run
@@ -333,6 +358,25 @@ class ShardStore:
         run.answers[index] = Outcome(decision.answer, decision.pushes)
         if key is not None and prepared:
             run.keys[index] = key
+
+    def _derive(self, run: _Run) -> None:
+        """What follows from the group. A deriver that fails adds nothing and stops nobody."""
+        if not run.changes:
+            return
+        changes, context = tuple(run.changes), self.context(run.now)
+        for deriver in self._derivers:
+            try:
+                derived = self.database.prepare(deriver.derive(changes, self.database, context))
+            except duckdb.FatalException as error:
+                raise Stopped(f"the database failed: {error}") from error
+            except Exception as error:
+                self.figures.derivers_failed += 1
+                logger.error("%s failed", type(deriver).__name__, exc_info=error)
+                if not self.database.usable():
+                    raise Stopped(f"a deriver spoiled its transaction: {error}") from error
+                continue
+            self.database.apply(derived)
+            run.changes.extend(derived)
 
     def _write_now(self, index: int | None, failed: dict[int, Outcome]) -> None:
         try:
@@ -386,6 +430,7 @@ class ShardStore:
         self.sequence = sequence
         self.figures.appended_bytes += len(body)
         self._committed(group)
+        self._watch(group.changes)
         return None
 
     def _committed(self, group: Group) -> None:
@@ -394,6 +439,9 @@ class ShardStore:
         touched = {change.table for change in group.changes}
         if RETENTION.name in touched:
             self._forget()
+        for column, values in hidden_by(group.changes):
+            wanted = f"{column} IN (SELECT unnest(?::BIGINT[]))"
+            self.database.drop("events", wanted, [values.to_pylist()])
         for state in self._hooks:
             if touched & state.hook.tables:
                 state.wake = min(state.wake or datetime.max, self._earliest(state))

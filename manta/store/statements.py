@@ -46,6 +46,14 @@ def hot_events(rows: pa.Table, since: datetime | None = None) -> pa.Table:
     return rows.filter(pc.invert(is_cold)) if pc.any(is_cold).as_py() else rows
 
 
+def correct(source: str) -> str:
+    """The statement that brings corrections (subscriber_id, event_id, human) into the events."""
+    return (
+        f"UPDATE events SET human = c.human FROM {source} c"
+        " WHERE events.subscriber_id = c.subscriber_id AND events.event_id = c.event_id"
+    )
+
+
 def create(table: Table) -> str:
     columns = [f"{name} {sql_type}" for name, sql_type in table.columns]
     if table.key:
