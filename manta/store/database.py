@@ -55,7 +55,7 @@ _MENTION = re.compile(r"\b(" + "|".join(TABLES) + r")\b", re.IGNORECASE)
 _READ = re.compile(r"\s*(SELECT|WITH|FROM|VALUES|EXPLAIN|DESCRIBE|SUMMARIZE)\b", re.IGNORECASE)
 _INDEXES = {"events": {"events_of_subscriber": "subscriber_id"}}
 # Tables of some rows that hardly change and that most decisions read.
-_REMEMBERED = frozenset({"campaigns", "senders"})
+_REMEMBERED = frozenset({"campaigns", "senders", "definitions"})
 _PARSED_MAX = 512  # statements, of which one is parsed; views of as many forms of rows; answers
 _DATABASE = "shard"
 _NEVER = "1TB"  # changes until a checkpoint
