@@ -128,6 +128,8 @@ def _events(ids: np.ndarray, events: int, rng: np.random.Generator) -> pa.Table:
             "item": items.combine_chunks(),
             "amount": pa.array(amounts, mask=kinds != 3),
             "properties": pa.nulls(events, pa.string()),
+            "human": pa.nulls(events, pa.float64()),
+            "merge_id": pa.nulls(events, pa.int64()),
         }
     )
     return table.cast(arrow_schema(EVENTS)).sort_by("occurred_at")
