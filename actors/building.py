@@ -93,9 +93,17 @@ def _objects(settings: Settings) -> ObjectStore:
 
 def build_catalog(settings: Settings) -> Catalog:
     from actors.catalog import Catalog
+    from actors.distributing import Distributor
 
-    documents = _documents(settings, "catalog")
-    return Catalog(documents, exit_process, SystemClock(), settings.workspace, settings.shards)
+    clock = SystemClock()
+    return Catalog(
+        _documents(settings, "catalog"),
+        exit_process,
+        clock,
+        settings.workspace,
+        settings.shards,
+        Distributor(Caller(settings.workspace), clock, SystemRandom()),
+    )
 
 
 def build_throttle(settings: Settings) -> Throttle:

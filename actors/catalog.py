@@ -12,8 +12,9 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from actors.distributing import Distributor
 from actors.journaled import JournaledActor
-from manta import definitions
+from manta import collections, definitions
 from manta.clock import Clock
 from manta.content.dkim import generate_private_key
 from manta.content.templates import CompiledMail, MailTemplate
@@ -22,9 +23,8 @@ from manta.delivery.domains import keys as domains
 from manta.delivery.domains.authentication import Finding
 from manta.errors import NotReady
 from manta.ids import even_ranges
-from manta.rules.nodes import Rule
-from manta.rules.scope import touches, with_segments
-from manta.rules.tree import parse
+from manta.rules.scope import touches
+from manta.segments import definition as segments
 from manta.store.documents import Documents
 
 
@@ -38,11 +38,13 @@ class Catalog(JournaledActor):
         clock: Clock,
         workspace: str,
         shards: int,
+        distributor: Distributor | None = None,
     ) -> None:
         super().__init__(documents, exit_process)
         self._clock = clock
         self._workspace = workspace
         self._shards = shards
+        self._distributor = distributor
 
     async def recovered(self) -> None:
         """Found the store on the very first start: its shard table and its first signing key."""
@@ -51,6 +53,7 @@ class Catalog(JournaledActor):
             await self.decide(lambda: Defined(None, (("shards", "table", table),)))
         if not definitions.token_keys(self._documents):
             await self.rotate_token_key()
+        await self._tell_shards(everything=True)
 
     async def shard_table(self) -> list[int]:
         """The first bucket of each shard."""
@@ -85,34 +88,38 @@ class Catalog(JournaledActor):
             self._documents, "template_versions", f"{template_id}:{version}"
         )
 
-    async def save_segment(self, fields: Mapping[str, Any], key: str | None = None) -> Any:
-        """A new segment or version; its rule is checked against the declared attributes and the
-        segments it refers to."""
+    async def save(
+        self, collection: str, fields: Mapping[str, Any], key: str | None = None
+    ) -> dict[str, Any]:
+        """A new document of a collection, or the next version of the one named by ``id``."""
+        saved = await self.decide(
+            lambda: collections.save(self._documents, collection, fields, self._clock.now()), key
+        )
+        await self._tell_shards()
+        return dict(saved)
 
-        def decide() -> Defined:
-            rule = self._parsed(fields.get("rule"))
-            with_segments(rule, lambda id: rule if id == fields.get("id") else self._segment(id))
-            return definitions.save_segment(
-                self._documents, fields, rule.to_json(), self._clock.now()
-            )
+    async def delete(self, collection: str, id: str, key: str | None = None) -> None:
+        await self.decide(lambda: collections.delete(self._documents, collection, id), key)
+        await self._tell_shards()
 
-        return await self.decide(decide, key)
+    async def _tell_shards(self, everything: bool = False) -> None:
+        """Tell the shards what they do not know of the documents yet, or all that they may."""
+        before = {(each.kind, each.id): each for each in collections.told(self._documents)}
+        await self.decide(lambda: collections.tell(self._documents))
+        table = self._documents.get("shards", "table")
+        if self._distributor is not None and table is not None:
+            told = collections.told(self._documents)
+            news = [each for each in told if everything or before.get((each.kind, each.id)) != each]
+            self._distributor.tell(list(table["first_buckets"]), news)
 
     async def audience(self, rule: Any) -> tuple[dict[str, Any], dict[str, str]]:
         """A rule as it is now, whole: checked, with the segments it refers to in their place; and
         the declared types of the attributes that it names."""
         self._require_ready()
-        whole = with_segments(self._parsed(rule), self._segment)
+        whole = segments.whole(rule, self._documents)
         names = touches(whole).attributes
         types = definitions.attribute_types(self._documents).items()
         return whole.to_json(), {name: str(kind) for name, kind in types if name in names}
-
-    def _parsed(self, rule: Any) -> Rule:
-        return parse(rule, definitions.attribute_types(self._documents))
-
-    def _segment(self, id: int) -> Rule | None:
-        document = self._documents.get("segments", str(id))
-        return None if document is None else self._parsed(document["rule"])
 
     async def create_api_key(
         self, name: str, scopes: list[str], expires_at: str | None = None

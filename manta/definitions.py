@@ -130,7 +130,7 @@ def attribute_types(reader: Reader) -> dict[str, AttributeType]:
     return {d["name"]: AttributeType(d["type"]) for d in reader.list("attributes")}
 
 
-# -- templates and segments -----------------------------------------------------------------------
+# -- templates -----------------------------------------------------------------------
 
 
 def save_template(
@@ -173,28 +173,6 @@ def save_template(
     changes.append(("templates", str(head["id"]), head))
     changes.append(("template_versions", f"{head['id']}:{head['version']}", version))
     return Defined(version, tuple(changes))
-
-
-def save_segment(
-    reader: Reader, fields: Mapping[str, Any], rule: Mapping[str, Any], now: datetime
-) -> Defined:
-    """A new segment, or the next version of the one named by ``id``; ``rule`` has been checked."""
-    changes: list[DocumentChange] = []
-    if fields.get("id") is not None:
-        document = dict(required(reader, "segments", str(fields["id"])))
-        document["name"] = checked_name(fields) if "name" in fields else document["name"]
-    else:
-        number, taken = next_number(reader, "segments")
-        changes.append(taken)
-        document = {
-            "id": number,
-            "name": checked_name(fields),
-            "version": 0,
-            "created_at": as_text(now),
-        }
-    document |= {"version": document["version"] + 1, "rule": rule, "updated_at": as_text(now)}
-    changes.append(("segments", str(document["id"]), document))
-    return Defined(document, tuple(changes))
 
 
 # -- keys -----------------------------------------------------------------------------------------

@@ -16,7 +16,6 @@ from datetime import datetime, timedelta
 from manta.errors import InvalidRequest
 from manta.rules.meaning import frame_range
 from manta.rules.nodes import (
-    BUILT_IN,
     All,
     AnyOf,
     Attribute,
@@ -24,14 +23,20 @@ from manta.rules.nodes import (
     Event,
     EventTime,
     ExactlyOne,
+    HasBeen,
+    Keyed,
     LastMessages,
     Member,
     Not,
+    Prediction,
     Rule,
+    Sequence,
     Suppressed,
     children_of,
+    happenings_of,
     walk,
 )
+from manta.rules.terms import BUILT_IN, Frame, Operator, Span, Test
 from manta.rules.tree import NODES_MAX
 from manta.schema import ATTRIBUTE_PREFIX, AttributeType
 
@@ -47,6 +52,8 @@ class Touches:
     consents: frozenset[tuple[str, str]] = frozenset()
     segments: frozenset[int] = frozenset()
     suppressions: bool = False
+    predictions: frozenset[str] = frozenset()
+    held: frozenset[str] = frozenset()  # of `attributes`: those whose time of change counts too
 
     def __or__(self, other: Touches) -> Touches:
         return Touches(
@@ -55,6 +62,8 @@ class Touches:
             self.consents | other.consents,
             self.segments | other.segments,
             self.suppressions or other.suppressions,
+            self.predictions | other.predictions,
+            self.held | other.held,
         )
 
 
@@ -73,8 +82,12 @@ def _touches_of(node: Rule) -> Touches:
         if node.test.type is AttributeType.DATE:
             names.add("time_zone")
         return Touches(attributes=frozenset(names))
-    if isinstance(node, Event | EventTime):
-        return Touches(event_types=frozenset({node.happening.type}))
+    if isinstance(node, Event | EventTime | Sequence):
+        return Touches(event_types=frozenset(one.type for one in happenings_of(node)))
+    if isinstance(node, Prediction):
+        return Touches(predictions=frozenset({node.name}))
+    if isinstance(node, HasBeen):  # its attribute is a node of its own
+        return Touches(held=frozenset({node.attribute.name}))
     if isinstance(node, LastMessages):
         return Touches(event_types=frozenset({"sent"} | _ACTS[node.were]))
     if isinstance(node, Consent):
@@ -106,7 +119,8 @@ class Reach:
 def reach(now: datetime, *rules: Rule) -> Reach:
     """How far back these rules look at ``now``; from a fixed day the distance grows with time.
 
-    The first or last time of an event looks at all of them, whatever its window.
+    The first or last time of an event looks at all of them, whatever its window, as does a sequence
+    in which a step may follow at any distance, and a keyed rule that holds of keys with old events.
     """
     found = Reach()
     for node in (node for rule in rules for node in walk(rule)):
@@ -115,9 +129,25 @@ def reach(now: datetime, *rules: Rule) -> Reach:
         elif isinstance(node, EventTime):
             found |= Reach(None)
         elif isinstance(node, Event):
-            low, _ = frame_range(node.happening.within, now)
-            found |= Reach(None if low is None else max(now - low, timedelta(0)))
+            found |= _distance(node.happening.within, now)
+        elif isinstance(node, Sequence):
+            found |= _of_sequence(node, now)
+        elif isinstance(node, Keyed) and node.holds_for_none:
+            found |= Reach(None)
     return found
+
+
+def _distance(frame: Frame | None, now: datetime, more: timedelta = timedelta(0)) -> Reach:
+    low, _ = frame_range(frame, now)
+    return Reach(None if low is None else max(now - low, timedelta(0)) + more)
+
+
+def _of_sequence(rule: Sequence, now: datetime) -> Reach:
+    """From the frame, in which it ends, back over the spans of all steps."""
+    spans = [step.within.delta for step in rule.steps[1:] if step.within is not None]
+    if len(spans) < len(rule.steps) - 1:
+        return Reach(None)
+    return _distance(rule.within, now, sum(spans, timedelta(0)))
 
 
 # -- segments of segments --------------------------------------------------------------------------
@@ -157,13 +187,15 @@ def _inlined(rule: Rule, segments: Mapping[int, Rule], inside: tuple[int, ...]) 
 def with_segments(rule: Rule, find: Callable[[int], Rule | None]) -> Rule:
     """The rule with the rules of all segments that it refers to, and they to, in their place.
 
-    Raises ``InvalidRequest`` for a segment that ``find`` does not know, and as ``inline``.
+    A segment without a rule (a list, a snapshot) is its own ``Member`` node and stays one. Raises
+    ``InvalidRequest`` for a segment that ``find`` does not know, and as ``inline``.
     """
     found: dict[int, Rule] = {}
+    static: set[int] = set()
     waiting = [rule]
     while waiting:
         for node in walk(waiting.pop()):
-            if isinstance(node, Member) and node.segment not in found:
+            if isinstance(node, Member) and node.segment not in found.keys() | static:
                 segment = find(node.segment)
                 if segment is None:
                     raise InvalidRequest(
@@ -171,6 +203,9 @@ def with_segments(rule: Rule, find: Callable[[int], Rule | None]) -> Rule:
                         path="rule",
                         expected="the number of a segment",
                     )
+                if segment == node:
+                    static.add(node.segment)
+                    continue
                 found[node.segment] = segment
                 waiting.append(segment)
     return inline(rule, found)
@@ -187,16 +222,30 @@ def without_unknown(rule: Rule, columns: Container[str]) -> Rule:
     that constant, and the rule says the same of everybody here.
     """
     if isinstance(rule, Attribute):
-        known = rule.name in BUILT_IN or f"{ATTRIBUTE_PREFIX}{rule.name}" in columns
-        if known:
+        if _known(rule, columns):
             return rule
         return All(()) if rule.test.negated else AnyOf(())
+    if isinstance(rule, HasBeen):
+        if _known(rule.attribute, columns):
+            return rule
+        return _as_old_as(rule.span) if rule.attribute.test.negated else AnyOf(())
     return _with_children(rule, lambda child: without_unknown(child, columns))
 
 
+def _known(rule: Attribute, columns: Container[str]) -> bool:
+    return rule.name in BUILT_IN or f"{ATTRIBUTE_PREFIX}{rule.name}" in columns
+
+
+def _as_old_as(span: Span) -> Rule:
+    """People created at least so long ago: since then what was never set has not been set."""
+    minutes = Span(span.delta // timedelta(minutes=1), "minutes")
+    test = Test(AttributeType.DATE, Operator.AT_LEAST_AGO, value=minutes)
+    return Attribute("created_at", test)
+
+
 def _with_children(rule: Rule, change: Callable[[Rule], Rule]) -> Rule:
-    """The rule with each of its children changed; a condition has none."""
-    if not children_of(rule):
+    """The rule with each of its children changed; inside a condition there is nothing to change."""
+    if not children_of(rule) or isinstance(rule, HasBeen | Keyed):
         return rule
     parts = tuple(change(child) for child in children_of(rule))
     if isinstance(rule, Not):

@@ -50,7 +50,7 @@ async def change_segment(
 
 async def _save(ports: Handles, fields: dict[str, Any], key: str | None) -> dict[str, Any]:
     saved: dict[str, Any] = await ports.catalog.call(
-        "save_segment", fields, key, deadline_s=CALL_DEADLINE_S
+        "save", "segments", fields, key, deadline_s=CALL_DEADLINE_S
     )
     return saved
 

@@ -223,7 +223,7 @@ async def stage() -> AsyncIterator[tuple[Stage, str, str]]:
         made = Stage(built)
         await made.fill()
         rule = {"attribute": {"name": "email", "operator": "contains", "value": "7"}}
-        await built.handles.catalog.call("save_segment", {"name": "Sevens", "rule": rule})
+        await built.handles.catalog.call("save", "segments", {"name": "Sevens", "rule": rule})
         app = create_console(built.handles, built.authenticator, secure=False)
         key = (await built.key())["Authorization"].removeprefix("Bearer ")
         async with serving(_mounted(app), "") as address:

@@ -11,11 +11,13 @@ import pytest
 import pytest_asyncio
 
 from actors.catalog import Catalog
+from actors.distributing import Distributor
 from manta.clock import ManualClock, as_text
 from manta.content.tokens import TokenKind, keyring_of
 from manta.definitions import api_key_matches, split_api_key
-from manta.errors import InvalidRequest, MantaError, NotFound, StoreUnavailable
+from manta.errors import InvalidRequest, MantaError, NotFound, NotReady, StoreUnavailable
 from manta.ids import MessageRef
+from manta.people.definitions import SetDefinition
 from manta.store.documents import Documents
 from tests.faults import FaultyObjects, MemoryObjects
 
@@ -162,8 +164,9 @@ async def test_a_key_that_could_not_be_used_is_not_made(store: Store, expires_at
 async def test_a_rule_is_given_whole_with_the_types_that_it_names(store: Store) -> None:
     catalog = await store.started()
     await catalog.declare_attributes({"city": "string", "age": "number"})
-    await catalog.save_segment({"name": "Riga", "rule": RIGA})
-    await catalog.save_segment({"name": "Not Riga", "rule": {"not": {"member": {"segment": 1}}}})
+    await catalog.save("segments", {"name": "Riga", "rule": RIGA})
+    outside = {"not": {"member": {"segment": 1}}}
+    await catalog.save("segments", {"name": "Not Riga", "rule": outside})
     rule, types = await catalog.audience({"all": [{"member": {"segment": 2}}]})
     assert rule == {"all": [{"not": RIGA}]}
     assert types == {"city": "string"}
@@ -173,13 +176,13 @@ async def test_a_rule_is_given_whole_with_the_types_that_it_names(store: Store) 
 
 async def test_segments_that_contain_each_other_are_refused(store: Store) -> None:
     catalog = await store.started()
-    await catalog.save_segment({"name": "A", "rule": {"all": []}})
-    await catalog.save_segment({"name": "B", "rule": {"member": {"segment": 1}}})
+    await catalog.save("segments", {"name": "A", "rule": {"all": []}})
+    await catalog.save("segments", {"name": "B", "rule": {"member": {"segment": 1}}})
     for rule in ({"member": {"segment": 2}}, {"member": {"segment": 1}}):
         with pytest.raises(InvalidRequest, match="contain each other"):
-            await catalog.save_segment({"id": 1, "rule": rule})
+            await catalog.save("segments", {"id": 1, "rule": rule})
     with pytest.raises(InvalidRequest, match="segment 3"):
-        await catalog.save_segment({"name": "C", "rule": {"member": {"segment": 3}}})
+        await catalog.save("segments", {"name": "C", "rule": {"member": {"segment": 3}}})
 
 
 async def test_a_template_under_a_key_is_saved_once(store: Store) -> None:
@@ -191,3 +194,66 @@ async def test_a_template_under_a_key_is_saved_once(store: Store) -> None:
         await catalog.save_template({"id": 1, "subject": "{{ broken"}, "l")
     head = await catalog.get("templates", "1")
     assert head is not None and head["version"] == 1
+
+
+# -- what shards are told --------------------------------------------------------------------------
+
+
+class Told:
+    """Shards that take what they are told, when they are there."""
+
+    def __init__(self) -> None:
+        self.definitions: dict[tuple[str, str, str], SetDefinition] = {}
+        self.away = False
+
+    async def call(self, role: str, method: str, *arguments: Any, timeout_s: float = 30) -> Any:
+        if self.away:
+            raise NotReady("away")
+        for each in arguments[0]:
+            known = self.definitions.get((role, each.kind, each.id))
+            if known is None or known.version < each.version:
+                self.definitions[role, each.kind, each.id] = each
+        return [True] * len(arguments[0])
+
+    def push(self, role: str, method: str, *arguments: Any) -> None: ...
+
+
+async def test_shards_are_told_of_whole_rules_when_they_change_and_of_all_after_a_start(
+    store: Store,
+) -> None:
+    told = Told()
+    distributor = Distributor(told, store.clock, Random(1))
+    catalog = await store.started()
+    catalog._distributor = distributor
+    await catalog.declare_attributes({"city": "string"})
+    await catalog.save("segments", {"name": "Riga", "rule": RIGA})
+    await catalog.save("segments", {"name": "B", "rule": {"not": {"member": {"segment": 1}}}})
+    await catalog.save("segments", {"name": "L", "type": "list"})
+    await distributor.told()
+    second = told.definitions["shard-001", "segment", "2"]
+    assert second.body is not None
+    assert (second.version, second.body["rule"]) == (1, {"not": RIGA})
+    assert second.body["attributes"] == {"city": "string"}
+    await catalog.save("segments", {"id": 1, "rule": {"all": []}})
+    await distributor.told()
+    second = told.definitions["shard-001", "segment", "2"]
+    assert second.body is not None
+    assert (second.version, second.body["rule"]) == (2, {"not": {"all": []}})
+    assert told.definitions["shard-000", "segment", "3"].version == 1
+    await catalog.delete("segments", "2")
+    told.definitions.clear()
+    again = store.catalog()
+    again._distributor = distributor
+    await again.start()
+    await distributor.told()
+    assert len(told.definitions) == 6
+    assert told.definitions["shard-000", "segment", "2"].body is None
+
+
+async def test_a_rule_that_looks_further_back_than_memory_is_not_live(store: Store) -> None:
+    catalog = await store.started()
+    ever = {"event": {"type": "purchased", "within": {"last": {"days": 500}}}}
+    saved = await catalog.save("segments", {"name": "A", "rule": ever})
+    assert saved["live"] is False and "500 days back" in saved["why_not_live"]
+    with pytest.raises(InvalidRequest, match="500 days back"):
+        await catalog.save("segments", {"name": "B", "rule": ever, "live": True})

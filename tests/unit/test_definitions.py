@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from manta import definitions
+from manta import collections, definitions
 from manta.clock import as_text
 from manta.definitions import Defined
 from manta.delivery import directing
@@ -77,16 +77,22 @@ def test_a_template_gains_versions_and_old_ones_stay(shelf: Shelf) -> None:
 
 def test_a_segment_is_numbered_and_versioned(shelf: Shelf) -> None:
     rule = {"all": []}
-    assert shelf.apply(definitions.save_segment(shelf, {"name": "A"}, rule, NOW))["id"] == 1
-    assert shelf.apply(definitions.save_segment(shelf, {"name": "B"}, rule, NOW))["id"] == 2
-    again = shelf.apply(definitions.save_segment(shelf, {"id": 2}, {"any": []}, NOW))
+    assert (
+        shelf.apply(collections.save(shelf, "segments", {"name": "A", "rule": rule}, NOW))["id"]
+        == 1
+    )
+    assert (
+        shelf.apply(collections.save(shelf, "segments", {"name": "B", "rule": rule}, NOW))["id"]
+        == 2
+    )
+    again = shelf.apply(collections.save(shelf, "segments", {"id": 2, "rule": {"any": []}}, NOW))
     assert (again["version"], again["name"], again["rule"]) == (2, "B", {"any": []})
 
 
 @pytest.mark.parametrize("name", ["", "  ", "x" * 201, "a\nb"])
 def test_a_wrong_name_is_refused(shelf: Shelf, name: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        definitions.save_segment(shelf, {"name": name}, {}, NOW)
+        collections.save(shelf, "segments", {"name": name, "rule": {"all": []}}, NOW)
     assert caught.value.path == "name"
 
 

@@ -547,13 +547,13 @@ async def test_a_segment_is_pinned_with_those_it_refers_to() -> None:
             for (person,) in shard.rows("SELECT subscriber_id FROM profiles LIMIT 2"):
                 shard.load("profiles", {"subscriber_id": person, "attr_city": "Riga"})
         city = {"attribute": {"name": "city", "operator": "equals", "value": "Riga"}}
-        await w.catalog.save_segment({"name": "Riga", "rule": city})
+        await w.catalog.save("segments", {"name": "Riga", "rule": city})
         outside = {"not": {"member": {"segment": 1}}}
-        await w.catalog.save_segment({"name": "Others", "rule": outside})
+        await w.catalog.save("segments", {"name": "Others", "rule": outside})
         id = await w.draft(rule=None, segment_id=2)
         launched = await w.director.launch(id)
         assert launched["audience"] == {"not": city}
-        await w.catalog.save_segment({"id": 1, "rule": EVERYBODY})
+        await w.catalog.save("segments", {"id": 1, "rule": EVERYBODY})
         await w.until(lambda: w.ledger() == {"planned": 6})
 
 

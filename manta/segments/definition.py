@@ -1,0 +1,113 @@
+"""What a segment is: a rule, a list that is kept by hand, or a snapshot of a rule at an instant.
+
+A *rule* segment is live where shards can answer it at any moment: then they keep its members as
+events happen and time passes. A rule that looks further back than the memory of a shard is answered
+on demand only, from the lake (``why_not_live`` says so). *Lists* and *snapshots* have members that
+change by commands alone; rules refer to all three by ``member``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from manta.definitions import Document, Reader, attribute_types, checked_name
+from manta.errors import InvalidRequest
+from manta.rules.nodes import Member, Rule
+from manta.rules.scope import reach, touches, with_segments
+from manta.rules.tree import parse
+
+RULE, LIST, SNAPSHOT = "rule", "list", "snapshot"
+TYPES = (RULE, LIST, SNAPSHOT)
+HOT_EVENT_DAYS = 400  # how long a shard keeps events in memory (manta.store.settings)
+_FIELDS = ("id", "name", "type", "rule", "live", "why_not_live")
+# The reach of a fixed day grows with time; a live rule may be asked for years.
+_LOOKED_AT = datetime(2100, 1, 1)
+
+
+def checked(fields: Mapping[str, Any], reader: Reader) -> Document:
+    """The fields of a segment. Raises ``InvalidRequest`` for a rule that is wrong, refers to what
+    is not there, contains itself, or shall be live and cannot be."""
+    unknown = sorted(set(fields) - set(_FIELDS))
+    if unknown:
+        raise InvalidRequest(
+            f"a segment has no field {unknown[0]:.60}",
+            path=unknown[0],
+            expected="name, type, rule, live",
+        )
+    kind = fields.get("type") or RULE
+    if kind not in TYPES:
+        raise InvalidRequest(
+            f"{kind!r:.40} is no type of segment", path="type", expected=", ".join(TYPES)
+        )
+    document: Document = {"name": checked_name(fields), "type": kind, "rule": None, "live": False}
+    if kind == LIST:
+        if fields.get("rule") is not None:
+            raise InvalidRequest(
+                "a list has no rule: people are put on it", path="rule", expected="no rule"
+            )
+        return document
+    rule = parse(fields.get("rule"), attribute_types(reader))
+    own = fields.get("id")
+    if own and rule == Member(own) and reader.get("segments", str(own)):
+        raise InvalidRequest(
+            "segments contain each other: this one is itself",
+            path="rule",
+            expected="segments without a circle",
+        )
+    known = reader.get("segments", str(own)) is not None
+    whole = with_segments(rule, lambda id: rule if known and id == own else _rule(reader, id))
+    document["rule"] = rule.to_json()
+    if kind == RULE:
+        why_not = not_live(whole)
+        if why_not and fields.get("live"):
+            raise InvalidRequest(
+                why_not, path="live", expected="a window within that time, or live: false"
+            )
+        document["live"] = bool(fields.get("live", True)) and not why_not
+        if why_not:
+            document["why_not_live"] = why_not
+    return document
+
+
+def not_live(whole: Rule) -> str:
+    """Why shards cannot answer the rule from memory at any time; empty where they can."""
+    back = reach(_LOOKED_AT, whole).back
+    if back is not None and back <= timedelta(days=HOT_EVENT_DAYS):
+        return ""
+    far = "at all the past" if back is None else f"{-(-back // timedelta(days=1))} days back"
+    return f"the rule looks {far}, and shards keep {HOT_EVENT_DAYS} days of events in memory"
+
+
+def shard_body(document: Document, reader: Reader) -> Document:
+    """What shards need: the rule whole, and the types of the attributes that it names."""
+    body: Document = {
+        "name": document["name"],
+        "type": document.get("type", RULE),
+        "live": bool(document.get("live")),
+        "rule": None,
+        "attributes": {},
+    }
+    if not body["live"]:
+        return body
+    types = attribute_types(reader)
+    whole = with_segments(parse(document["rule"], types), lambda id: _rule(reader, id))
+    names = touches(whole).attributes
+    body["rule"] = whole.to_json()
+    body["attributes"] = {name: str(kind) for name, kind in types.items() if name in names}
+    return body
+
+
+def whole(rule: Any, reader: Reader) -> Rule:
+    """A rule as it is now: checked, with the rules of segments that it refers to in their place."""
+    return with_segments(parse(rule, attribute_types(reader)), lambda id: _rule(reader, id))
+
+
+def _rule(reader: Reader, id: int) -> Rule | None:
+    document = reader.get("segments", str(id))
+    if document is None:
+        return None
+    if document.get("type", RULE) != RULE:
+        return Member(id)
+    return parse(document["rule"], attribute_types(reader))
