@@ -5,6 +5,10 @@ Consent is per person, channel and topic, and mail needs it: no row means no con
 the person subscribes again by their own act. What may not be sent to an address, whoever has it,
 is another matter (``manta.people.suppressions``).
 
+A consent keeps its *proof*: how, where, when and on what wording it was given (``checked_proof``).
+A *pending* one waits for its confirmation until ``expires_at`` (``manta.people.double_opt_in``);
+after that it counts for nothing, but its row stays, so that no file can take its place.
+
 A withdrawal is told at once to the Senders that hold leased messages of the person
 (``Push(sender, "revoke", …)``). The push is a hint that may be lost; what makes the withdrawal
 certain is the check at lease time, and that an unattempted lease goes back within seconds.
@@ -12,14 +16,17 @@ certain is the check at lease time, and that an unattempted lease goes back with
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
 
 import pyarrow as pa
 
 from manta.command import Change, Context, Database, Decision, Op, Push
 from manta.errors import InvalidRequest, NotFound
-from manta.people.history import recorded, rows_of, upserted
+from manta.people.history import compact_json, recorded, rows_of, upserted
 from manta.people.identities import EMAIL, PHONE
 from manta.schema import CONSENTS
 
@@ -30,6 +37,13 @@ WAITING = "pending"  # for the confirmation of a double opt-in
 STATUSES = (SUBSCRIBED_TO, UNSUBSCRIBED, WAITING)
 ALL_TOPICS = "*"
 TEXT_LENGTH_MAX = 1_000  # of a source, reason or piece of evidence
+PENDING_LASTS = timedelta(days=7)
+# What a proof may say; ``request`` holds the proof of the first of two steps.
+METHODS = ("single", "double", "import", "api", "page")
+PROOF_TEXTS = (
+    "method", "ip", "user_agent", "form", "page", "wording", "at", "mailed_at", "before", "status",
+)  # fmt: skip
+PROOF_BYTES_MAX = 8_000
 
 
 @dataclass(frozen=True)
@@ -51,29 +65,28 @@ class SetConsent:
     topic: str
     status: str
     source: str
+    proof: Mapping[str, Any] | None = None
+    expires_at: datetime | None = None  # of a pending one; ``PENDING_LASTS`` from now if absent
 
     def decide(self, database: Database, context: Context) -> Decision:
         check_word(self.channel, CHANNELS, "channel")
         check_word(self.status, STATUSES, "status")
         check_text(self.source, "source")
         check_text(self.topic, "topic")
+        proof = checked_proof(self.proof)
         if self.topic == ALL_TOPICS and self.status != UNSUBSCRIBED:
             raise InvalidRequest(
                 "consent is given topic by topic", path="topic", expected="the name of one topic"
             )
         person = existing(database, self.subscriber_id)
-        old = dict(
-            database.rows(
-                "SELECT topic, status FROM consents WHERE subscriber_id = ? AND channel = ?"
-                " AND topic IN (?, ?)",
-                [person, self.channel, self.topic, ALL_TOPICS],
-            )
-        )
+        held = consents_of(database, person, self.channel)
+        old = held.get(self.topic, NOTHING)
+        given = Given(self.channel, self.source, proof, self.expires_at)
         changes: list[Change] = []
-        if old.get(self.topic) != self.status:
-            changes += _consent(self, person, self.topic, old.get(self.topic), self.status, context)
-        if self.status != UNSUBSCRIBED and old.get(ALL_TOPICS) == UNSUBSCRIBED:
-            changes += _consent(self, person, ALL_TOPICS, UNSUBSCRIBED, None, context)
+        if old.status != self.status or old.is_over(context.now):
+            changes += consent_changes(given, person, self.topic, old.status, self.status, context)
+        if self.status == SUBSCRIBED_TO and held.get(ALL_TOPICS, NOTHING).status == UNSUBSCRIBED:
+            changes += consent_changes(given, person, ALL_TOPICS, UNSUBSCRIBED, None, context)
         withdrawn = self.status == UNSUBSCRIBED and bool(changes)
         pushes = revocations(database, [person], self.channel) if withdrawn else ()
         return Decision(ConsentChanged(person, len(changes) // 2), tuple(changes), pushes)
@@ -93,22 +106,20 @@ class Unsubscribe:
     topic: str | None
     source: str
     channel: str = EMAIL
+    proof: Mapping[str, Any] | None = None
 
     def decide(self, database: Database, context: Context) -> Decision:
         check_word(self.channel, CHANNELS, "channel")
         check_text(self.source, "source")
+        given = Given(self.channel, self.source, checked_proof(self.proof))
         person = existing(database, self.subscriber_id)
-        old: dict[str, str] = dict(
-            database.rows(
-                "SELECT topic, status FROM consents WHERE subscriber_id = ? AND channel = ?",
-                [person, self.channel],
-            )
-        )
+        old = {t: c.status for t, c in consents_of(database, person, self.channel).items()}
         topics = [self.topic] if self.topic is not None else [ALL_TOPICS, *sorted(old)]
         changes: list[Change] = []
         for topic in dict.fromkeys(topics):
             if old.get(topic) != UNSUBSCRIBED:
-                changes += _consent(self, person, topic, old.get(topic), UNSUBSCRIBED, context)
+                was = old.get(topic)
+                changes += consent_changes(given, person, topic, was, UNSUBSCRIBED, context)
         answer = ConsentChanged(person, len(changes) // 2)
         if not changes:
             return Decision(answer)
@@ -196,32 +207,111 @@ def _listed(people: Sequence[int]) -> str:
     return ", ".join(str(int(person)) for person in people)
 
 
-def _consent(
-    command: SetConsent | Unsubscribe,
-    person: int,
-    topic: str,
-    old: str | None,
-    new: str | None,
-    context: Context,
+# -- what other decisions use ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Held:
+    """A consent on record. ``status`` is ``None`` where there is no row."""
+
+    status: str | None
+    expires_at: datetime | None = None
+    proof: str | None = None  # JSON
+
+    def is_over(self, now: datetime) -> bool:
+        """Whether it waited for a confirmation that is too late by now."""
+        waits = self.status == WAITING and self.expires_at is not None
+        return waits and self.expires_at is not None and self.expires_at <= now
+
+
+NOTHING = Held(None)
+
+
+@dataclass(frozen=True)
+class Given:
+    """How a consent is given or withdrawn; ``proof`` as ``checked_proof`` returns it."""
+
+    channel: str
+    source: str
+    proof: str | None = None
+    expires_at: datetime | None = None
+
+
+def consents_of(database: Database, person: int, channel: str) -> dict[str, Held]:
+    """What is on record of a person, by topic."""
+    found = database.rows(
+        "SELECT topic, status, expires_at, proof FROM consents"
+        " WHERE subscriber_id = ? AND channel = ?",
+        [person, channel],
+    )
+    return {topic: Held(*rest) for topic, *rest in found}
+
+
+def consent_changes(
+    given: Given, person: int, topic: str, old: str | None, new: str | None, context: Context
 ) -> list[Change]:
     """The change of one consent and its history; ``new`` is ``None`` where a row goes away."""
-    key = {"subscriber_id": person, "channel": command.channel, "topic": topic}
+    key = {"subscriber_id": person, "channel": given.channel, "topic": topic}
     if new is None:
         change = Change(CONSENTS.name, Op.DELETE, rows_of(CONSENTS.name, 1, **key))
     else:
         now = context.now
+        ends = (given.expires_at or now + PENDING_LASTS) if new == WAITING else None
         change = upserted(
-            CONSENTS.name, 1, **key, status=new, source=command.source, changed_at=now
+            CONSENTS.name,
+            1,
+            **key,
+            status=new,
+            source=given.source,
+            changed_at=now,
+            expires_at=ends,
+            proof=given.proof,
         )
-    said = {
-        "channel": command.channel,
+    said: dict[str, Any] = {
+        "channel": given.channel,
         "topic": topic,
         "old": old,
         "new": new,
-        "source": command.source,
+        "source": given.source,
     }
+    if given.proof is not None and new is not None:
+        said["proof"] = json.loads(given.proof)
     people = pa.array([person], pa.int64())
     return [change, recorded("consent_changed", people, said, context.now, context.random)]
+
+
+def checked_proof(proof: Mapping[str, Any] | None) -> str | None:
+    """The JSON of a proof: texts under the names of ``PROOF_TEXTS``, and ``request``, the same
+    of an earlier step. Raises ``InvalidRequest`` for anything else, or too much."""
+    if not proof:
+        return None
+    text = compact_json(_proof(proof, "proof", nested=True))
+    if len(text.encode()) > PROOF_BYTES_MAX:
+        raise InvalidRequest(
+            "the proof is too long", path="proof", expected=f"at most {PROOF_BYTES_MAX:,} bytes"
+        )
+    return text
+
+
+def _proof(proof: Mapping[str, Any], path: str, nested: bool) -> dict[str, Any]:
+    said: dict[str, Any] = {}
+    for name, value in proof.items():
+        if name == "request" and nested and isinstance(value, Mapping):
+            said[name] = _proof(value, f"{path}.request", nested=False)
+        elif name not in PROOF_TEXTS:
+            raise InvalidRequest(
+                f"a proof has no {name!r:.40}",
+                path=f"{path}.{name:.40}",
+                expected=", ".join(PROOF_TEXTS),
+            )
+        elif value is not None:
+            if not isinstance(value, str):
+                raise InvalidRequest(f"{path}.{name} is no text", path=f"{path}.{name}")
+            check_text(value, f"{path}.{name}")
+            said[name] = value
+    if "method" in said:
+        check_word(said["method"], METHODS, f"{path}.method")
+    return said
 
 
 def check_word(value: str, allowed: tuple[str, ...], path: str) -> None:

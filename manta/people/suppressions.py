@@ -48,10 +48,13 @@ SOFT_BOUNCES = "soft_bounces"
 COMPLAINT = "complaint"
 MANUAL = "manual"
 UNSUBSCRIBED = "unsubscribed"  # stops marketing only (``manta.delivery.campaign``)
+SUNSET = "sunset"  # so does this: they have not reacted for long (``manta.people.sunset``)
+# What a person's own act lifts: they want mail again. Never a complaint or a hard bounce.
+LIFTED_BY_CONSENT = (UNSUBSCRIBED, SUNSET)
 
 # Of two causes for one address the graver one is kept. Causes that operators name themselves, and
 # imported ones, are as grave as a manual one.
-GRAVITY = {UNSUBSCRIBED: 0, SOFT_BOUNCES: 1, MANUAL: 2, HARD_BOUNCE: 3, COMPLAINT: 4}
+GRAVITY = {SUNSET: -1, UNSUBSCRIBED: 0, SOFT_BOUNCES: 1, MANUAL: 2, HARD_BOUNCE: 3, COMPLAINT: 4}
 
 
 MANY_MAX = 1_000  # addresses of one command
@@ -234,6 +237,7 @@ class LiftSuppression:
     address: str
     source: str
     why: str = ""
+    only: tuple[str, ...] = ()  # lift it only if its reason is one of these; any if empty
 
     def decide(self, database: Database, context: Context) -> Decision:
         check_word(self.channel, CHANNELS, "channel")
@@ -243,7 +247,7 @@ class LiftSuppression:
         address = compared(address_kind(self.channel), self.address)
         person = holder(database, self.channel, address)
         standing = standing_stops(database, self.channel, [address]).get(address)
-        if standing is None:
+        if standing is None or (self.only and standing.reason not in self.only):
             return Decision(SuppressionChanged(False, person))
         gone = rows_of("suppressions", 1, channel=self.channel, address=address)
         said = {
