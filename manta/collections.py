@@ -15,8 +15,9 @@ from typing import Any
 
 from manta.clock import as_text
 from manta.definitions import Defined, Document, DocumentChange, Reader, next_number, required
+from manta.delivery import frequency
 from manta.errors import InvalidRequest
-from manta.people.definitions import SEGMENT, SetDefinition
+from manta.people.definitions import CAP, QUIET_HOURS, SEGMENT, SetDefinition
 from manta.segments import definition as segments
 
 _OWN = ("id", "version", "created_at", "updated_at")
@@ -37,6 +38,8 @@ class Collection:
 
 COLLECTIONS: dict[str, Collection] = {
     "segments": Collection(segments.checked, SEGMENT, segments.shard_body),
+    "caps": Collection(frequency.checked_cap, CAP, frequency.shard_body),
+    "quiet_hours": Collection(frequency.checked_quiet_hours, QUIET_HOURS, frequency.shard_body),
 }
 
 
