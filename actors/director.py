@@ -28,10 +28,10 @@ from manta.clock import Clock
 from manta.definitions import Defined, required
 from manta.delivery import directing
 from manta.delivery.attempts import AttemptJournal
-from manta.delivery.campaign import CampaignState
-from manta.delivery.directing import Page, Pinned
+from manta.delivery.campaign import CampaignState, Kind
+from manta.delivery.directing import OneMessage, Page, Pinned
 from manta.delivery.hooks import Work
-from manta.delivery.planning import PlanCampaign, SetCampaign
+from manta.delivery.planning import EnqueueMessage, PlanCampaign, SetCampaign
 from manta.delivery.reputation.law import Law
 from manta.delivery.shaping import shaping
 from manta.errors import InvalidRequest, MantaError, NotFound, NotReady, RetryableError
@@ -149,25 +149,54 @@ class Director(JournaledActor):
     async def cancel(self, id: int) -> dict[str, Any]:
         return await self._move(id, CampaignState.CANCELLED)
 
-    async def test_send(
+    async def send_one(
         self,
+        kind: str,
+        template_id: int,
+        version: int | None,
+        message: OneMessage,
+        key: str | None = None,
+    ) -> dict[str, Any]:
+        """Send one message of a template (its latest version if none is named) to one person, as a
+        test or as ``transactional``: it goes the way of every mail. The same occurrence of the same
+        person is the same message. Answers ``campaign_id``, ``template_version``, and what
+        ``EnqueueMessage`` does. Raises ``InvalidRequest`` where the template cannot be sent."""
+        shard = self._require_handles().shards.of_subscriber(message.subscriber_id)
+        campaign = await self.standing(kind, template_id, version, [shard], key)
+        command = EnqueueMessage(
+            campaign["id"],
+            message.subscriber_id,
+            message.occurrence,
+            due_at=self._clock.now(),
+            send_to=message.send_to,
+            expires_at=message.expires_at,
+        )
+        answer = await self._shards().execute(shard, command, SHARD_DEADLINE_S)
+        about = {"campaign_id": campaign["id"], "template_version": campaign["template_version"]}
+        return about | dict(answer)
+
+    async def standing(
+        self,
+        kind: str,
         template_id: int,
         version: int | None,
         shards: Sequence[int],
         key: str | None = None,
     ) -> dict[str, Any]:
-        """The running campaign of this template version's tests (the latest version if none is
-        named); these shards have heard of it, so that messages can be enqueued there at once."""
+        """The running campaign of this template version's tests or transactional messages; these
+        shards have heard of it, so that messages can be enqueued there at once."""
         self._require_ready()
         self._require_handles()
         earlier = self.remembered(key)
         if earlier is not None:
             return dict(earlier.answer)
         pinned = await self._pin_template(template_id, version)
+        if kind != Kind.TEST:
+            await self._require_aligned(pinned.sending_domain)
         source, zone = self._sources[0], self._zone
         document = await self.decide(
-            lambda: directing.test_campaign(
-                self._documents, template_id, pinned, source, zone, self._clock.now()
+            lambda: directing.standing_campaign(
+                self._documents, Kind(kind), template_id, pinned, source, zone, self._clock.now()
             ),
             key,
         )

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from actors.handles import Handles
 from manta.clock import as_text
 from manta.delivery.campaign import MARKETING_ONLY_SUPPRESSIONS
-from manta.delivery.planning import EnqueueMessage
+from manta.delivery.directing import OneMessage
 from manta.errors import InvalidRequest
 from manta.ids import NOBODY, encode_id
 from manta.people.addresses import Refused, normalised
@@ -45,29 +45,28 @@ async def send_tests(
     for n, text in enumerate(to):
         found = await _recipient(handles, text, f"to[{n}]", filled_by)
         recipients[compared(EMAIL, found.address)] = found
-    shard_of = handles.shards.of_subscriber
-    shards = sorted({shard_of(found.filled_by) for found in recipients.values()})
-    campaign = await handles.director.call(
-        "test_send", template_id, version, shards, key, deadline_s=CALL_DEADLINE_S
-    )
     now = handles.clock.now()
     occasion = key or as_text(now)
+    campaign: dict[str, Any] = {}
     sent = []
     for found in recipients.values():
-        command = EnqueueMessage(
-            campaign["id"],
-            found.filled_by,
-            f"{occasion} {found.address}",
-            due_at=now,
-            send_to=found.address,
-            expires_at=now + EXPIRES_AFTER,
+        message = OneMessage(
+            found.filled_by, f"{occasion} {found.address}", found.address, now + EXPIRES_AFTER
         )
-        answer = await handles.shards.execute(shard_of(found.filled_by), command, CALL_DEADLINE_S)
-        message = encode_id(answer["message_key"])
-        sent.append({"to": found.address, "message": message, "state": answer["state"]})
-        if answer["reason"]:
-            sent[-1]["reason"] = answer["reason"]
-    return {"campaign_id": campaign["id"], "version": campaign["template_version"], "sent": sent}
+        campaign = await handles.director.call(
+            "send_one", "test", template_id, version, message, key, deadline_s=CALL_DEADLINE_S
+        )
+        sent.append(
+            {
+                "to": found.address,
+                "message": encode_id(campaign["message_key"]),
+                "state": campaign["state"],
+            }
+        )
+        if campaign["reason"]:
+            sent[-1]["reason"] = campaign["reason"]
+    about = {"campaign_id": campaign["campaign_id"], "version": campaign["template_version"]}
+    return {**about, "sent": sent}
 
 
 async def _recipient(handles: Handles, text: str, path: str, filled_by: int | None) -> _Recipient:

@@ -48,9 +48,10 @@ FIELDS = (
     "expires_at",
 )
 PRIORITY = 100
-TEST_PRIORITY = 10  # somebody waits for it before the screen
-TEST_OPEN = timedelta(minutes=10)  # without a further test its campaign may finish
-TESTS_KEPT_MAX = 200  # ended ones
+ALONE_PRIORITY = 10  # of a message sent by itself: somebody waits for it before the screen
+# Without a further message a standing campaign may finish after this.
+STAYS_OPEN = {Kind.TEST: timedelta(minutes=10), Kind.TRANSACTIONAL: timedelta(days=7)}
+STANDING_KEPT_MAX = 200  # ended ones, of a kind
 OVERRULED_MAX = 20  # actions that a person has overruled by resuming
 _ENDED = (CampaignState.FINISHED, CampaignState.CANCELLED)
 
@@ -140,37 +141,63 @@ def record_forecast(reader: Reader, id: int, forecast: Mapping[str, Any]) -> Def
     return Defined(None, (("forecasts", str(id), dict(forecast)),))
 
 
-# -- tests -----------------------------------------------------------------------------------------
+# -- messages sent one by one ----------------------------------------------------------------------
 
 
-def test_campaign(
-    reader: Reader, template_id: int, pinned: Pinned, source: str, zone: str, now: datetime
+@dataclass(frozen=True)
+class OneMessage:
+    """A message to one person. ``occurrence`` is its name within the campaign and the person;
+    ``send_to`` is for tests."""
+
+    subscriber_id: int
+    occurrence: str
+    send_to: str | None = None
+    expires_at: datetime | None = None
+
+
+def standing_campaign(
+    reader: Reader,
+    kind: Kind,
+    template_id: int,
+    pinned: Pinned,
+    source: str,
+    zone: str,
+    now: datetime,
 ) -> Defined:
-    """The running campaign of a template version's tests, kept open from now on; made if need be.
+    """The campaign of a template version's tests, or of its transactional messages, kept open from
+    now on; made if need be.
 
     It has no audience: messages are enqueued into it one by one. It finishes like any other when
     nothing of it is pending, but not while somebody may be about to enqueue. Of those that have
-    ended the latest ``TESTS_KEPT_MAX`` are kept.
+    ended the latest ``STANDING_KEPT_MAX`` are kept. Transactional ones stay open for days, and a
+    pause holds for what comes after it as well.
     """
-    tests = sorted((d for d in reader.list("campaigns") if is_test(d)), key=lambda d: int(d["id"]))
+    all_standing = (d for d in reader.list("campaigns") if is_standing(d) and d["kind"] == kind)
+    standing = sorted(all_standing, key=lambda d: int(d["id"]))
     version = (template_id, pinned.template_version)
-    for known in tests:
+    lasting = kind is Kind.TRANSACTIONAL
+    usable = (CampaignState.RUNNING, *((CampaignState.PAUSED,) if lasting else ()))
+    for known in standing:
         same = (known["template_id"], known["template_version"]) == version
-        if same and known["state"] == CampaignState.RUNNING:
-            document = dict(known) | {"open_until": as_text(now + TEST_OPEN)}
+        if same and known["state"] in usable:
+            until = parse_instant(known["open_until"])
+            if lasting and until - now > STAYS_OPEN[kind] / 2:
+                return Defined(known)
+            document = dict(known) | {"open_until": as_text(now + STAYS_OPEN[kind])}
             return Defined(document, (_store(document),))
     number, taken = next_number(reader, "campaigns")
+    what = "Messages" if lasting else "Tests"
     document = {
         "id": number,
-        "name": f"Tests of template {template_id}, version {pinned.template_version}",
+        "name": f"{what} of template {template_id}, version {pinned.template_version}",
         "state": str(CampaignState.SCHEDULED),
         "segment_id": None,
         "rule": None,
         "template_id": template_id,
-        "topic": "test",
-        "kind": str(Kind.TEST),
+        "topic": str(kind),
+        "kind": str(kind),
         "policy": str(Policy.RESEND),
-        "priority": TEST_PRIORITY,
+        "priority": ALONE_PRIORITY,
         "source": source,
         "expires_at": None,
         "step": 0,
@@ -181,15 +208,20 @@ def test_campaign(
         "launch_at": as_text(now),
         "template_version": pinned.template_version,
         "audience": None,
-        "open_until": as_text(now + TEST_OPEN),
+        "open_until": as_text(now + STAYS_OPEN[kind]),
     }
     document["definition"] = _plan(document, pinned, zone, now).to_json()
     _move(document, CampaignState.RUNNING, now)
-    ended = [str(d["id"]) for d in tests if d["state"] in _ENDED and d["announced"] >= d["step"]]
-    forgotten = ended[: max(0, len(ended) - TESTS_KEPT_MAX)]
+    ended = [str(d["id"]) for d in standing if d["state"] in _ENDED and d["announced"] >= d["step"]]
+    forgotten = ended[: max(0, len(ended) - STANDING_KEPT_MAX)]
     return Defined(
         document, (taken, _store(document), *(("campaigns", i, None) for i in forgotten))
     )
+
+
+def is_standing(document: Mapping[str, Any]) -> bool:
+    """Whether messages are enqueued into it one by one."""
+    return document.get("open_until") is not None
 
 
 def is_test(document: Mapping[str, Any]) -> bool:
@@ -422,7 +454,7 @@ def todo(document: Mapping[str, Any], shards: int) -> Todo:
 def next_page(document: Mapping[str, Any], shard: int) -> int | None:
     """After which subscriber a shard goes on planning; ``None`` where it has nothing to plan."""
     progress = document["shards"].get(str(shard), {})
-    if is_test(document):  # messages are enqueued one by one
+    if is_standing(document):  # messages are enqueued one by one
         return None
     if progress.get("done") or CampaignState(document["state"]) in _ENDED:
         return None

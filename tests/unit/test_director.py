@@ -824,27 +824,27 @@ async def test_what_a_director_cannot_resolve_now_is_told_again() -> None:
 
 async def test_a_template_version_has_one_campaign_of_tests() -> None:
     async with world() as w:
-        first = await w.director.test_send(1, None, [0])
+        first = await w.director.standing("test", 1, None, [0])
         assert w.states(0) == ["running"]
-        again = await w.director.test_send(1, 1, [1])
+        again = await w.director.standing("test", 1, 1, [1])
         assert (again["id"], again["kind"], again["state"]) == (first["id"], "test", "running")
         await w.until(lambda: w.states(1) == ["running"])
         assert w.ledger() == {}
         with pytest.raises(NotFound):
-            await w.director.test_send(99, None, [0])
+            await w.director.standing("test", 99, None, [0])
         await w.start_director()
         await asyncio.sleep(0.1)
         assert (await w.director.campaign(first["id"]))["state"] == "running"
         w.clock.advance(601)
         await w.until_state(first["id"], "finished")
-        assert (await w.director.test_send(1, None, [0]))["id"] != first["id"]
+        assert (await w.director.standing("test", 1, None, [0]))["id"] != first["id"]
 
 
 async def test_a_test_waits_for_the_shard_of_whom_it_is_for() -> None:
     async with world() as w:
         w.away.add("shard-001")
-        await w.director.test_send(1, None, [0])
-        waiting = asyncio.create_task(w.director.test_send(1, None, [1]))
+        await w.director.standing("test", 1, None, [0])
+        waiting = asyncio.create_task(w.director.standing("test", 1, None, [1]))
         await asyncio.sleep(0.05)
         assert not waiting.done()
         w.away.clear()
@@ -853,11 +853,11 @@ async def test_a_test_waits_for_the_shard_of_whom_it_is_for() -> None:
 
 
 async def test_tests_are_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(director_module.directing, "TESTS_KEPT_MAX", 1)
+    monkeypatch.setattr(director_module.directing, "STANDING_KEPT_MAX", 1)
     async with world() as w:
         made = []
         for _ in range(3):
-            made.append((await w.director.test_send(1, None, []))["id"])
+            made.append((await w.director.standing("test", 1, None, []))["id"])
             await w.director.cancel(made[-1])
             async with asyncio.timeout(10):
                 while (await w.director.campaign(made[-1]))["announced"] < 2:
