@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from manta.command import Change, Context, Database, Decision, Op
 from manta.delivery.campaign import CampaignPlan
+from manta.delivery.frequency import Asked, Frequency, Verdict, frequency
 from manta.delivery.ledger import State, move
 from manta.delivery.outcomes import expiry_reason
 from manta.delivery.returns.classification import Category
@@ -104,7 +105,8 @@ class Lease:
             if i not in self.without and (not self.only or i in self.only)
         }
         rows, more = self._next_rows(database, context.now, list(plans.values()))
-        sorted_out = _sort_out(database, context.now, rows, plans, self.domains)
+        hours = frequency(database, context.settings.get("time_zone") or "UTC")
+        sorted_out = _sort_out(database, context.now, rows, plans, self.domains, hours)
         changes = sorted_out.changes
         if sorted_out.granted.num_rows:
             changes = (*changes, self._leased(sorted_out.granted, context.now))
@@ -293,6 +295,7 @@ def _sort_out(
     rows: list[_Row],
     plans: dict[int, CampaignPlan],
     domains: tuple[str, ...] | None,
+    hours: Frequency | None = None,
 ) -> _SortedOut:
     """Split rows into those that may be sent now, and the changes for the others."""
     topics = {i: plan.topic for i, plan in plans.items()}
@@ -319,10 +322,60 @@ def _sort_out(
             moved.append((row, domain))
         elif row.campaign_id in plans:
             kept.append(place)
+    held: list[tuple[_Row, Verdict]] = []
+    if hours is not None and kept:
+        kept, held = _by_frequency(database, now, rows, screened, plans, kept, hours)
     changes = [_refusals(refused, now)] if refused else []
+    if held:
+        changes.append(_held_back(held, now))
     if moved:
         changes.append(_renamed_domains(moved))
     return _SortedOut(_granted(rows, screened, columns, kept), tuple(changes))
+
+
+def _by_frequency(
+    database: Database,
+    now: datetime,
+    rows: list[_Row],
+    screened: Screened,
+    plans: dict[int, CampaignPlan],
+    kept: list[int],
+    hours: Frequency,
+) -> tuple[list[int], list[tuple[_Row, Verdict]]]:
+    """Of the places of rows that may be sent, those that caps and quiet hours let through."""
+    zones = screened.profiles["time_zone"]
+    asked = [
+        Asked(rows[place].subscriber_id, rows[place].channel, rows[place].campaign_id, zones[place])
+        for place in kept
+    ]
+    verdicts = hours.verdicts(database, asked, plans, now)
+    passed = [place for place, verdict in zip(kept, verdicts, strict=True) if verdict is None]
+    held = [
+        (rows[place], verdict)
+        for place, verdict in zip(kept, verdicts, strict=True)
+        if verdict is not None
+    ]
+    return passed, held
+
+
+def _held_back(held: list[tuple[_Row, Verdict]], now: datetime) -> Change:
+    """Rows that wait for another time stay planned; the others are suppressed."""
+    states = [
+        State.PLANNED if verdict.until else move(State.PLANNED, State.SUPPRESSED)
+        for _, verdict in held
+    ]
+    table = pa.table(
+        {
+            "subscriber_id": pa.array([row.subscriber_id for row, _ in held], pa.int64()),
+            "message_key": pa.array([row.message_key for row, _ in held], pa.int64()),
+            "state": pa.array([str(state) for state in states]),
+            "reason": pa.array([verdict.reason for _, verdict in held], pa.string()),
+            "category": pa.array([verdict.category for _, verdict in held], pa.string()),
+            "due_at": pa.array([verdict.until for _, verdict in held], _TIMESTAMP),
+            "changed_at": _instants(now, len(held)),
+        }
+    )
+    return Change("ledger", Op.UPSERT, table)
 
 
 def _granted(
