@@ -17,7 +17,8 @@ from collections.abc import Callable, Mapping
 from datetime import date, datetime
 from typing import Any
 
-from manta.rules.nodes import COMPARISONS, OPERATORS, UNITS, Rule, moment_json
+from manta.rules.nodes import Rule
+from manta.rules.terms import COMPARISONS, OPERATORS, UNITS, moment_json
 from manta.rules.tree import parse
 from manta.schema import AttributeType
 
@@ -76,8 +77,9 @@ def _test(operator: str, values: tuple[Any, ...], named: Mapping[str, Any]) -> d
 
 
 class _Subject:
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, kind: str = "attribute") -> None:
         self._name = name
+        self._kind = kind
 
     def __getattr__(self, name: str) -> Callable[..., Built]:
         operator = name.rstrip("_")
@@ -85,7 +87,7 @@ class _Subject:
             raise AttributeError(f"no operator {name!r}; there are {', '.join(sorted(_OPERATORS))}")
 
         def test(*values: Any, **named: Any) -> Built:
-            return Built({"attribute": {"name": self._name, **_test(operator, values, named)}})
+            return Built({self._kind: {"name": self._name, **_test(operator, values, named)}})
 
         return test
 
@@ -93,6 +95,11 @@ class _Subject:
 def attr(name: str) -> Any:
     """An attribute or built-in field; call the operator on it."""
     return _Subject(name)
+
+
+def prediction(name: str) -> Any:
+    """A prediction, as ``prediction("churn").at_least(0.7)``."""
+    return _Subject(name, "prediction")
 
 
 class Happened(Built):
@@ -130,6 +137,29 @@ class Happened(Built):
 
     def total(self, operator: str, number: float, of: str = "amount") -> Happened:
         return self._with(sum={"property": of, "operator": operator, "value": number})
+
+
+def step(type: str, absent: bool = False, **within: int) -> Happened:
+    """One step of ``sequence``: ``step("purchased", days=3)`` follows within three days."""
+    fields: dict[str, Any] = {"type": type}
+    if within:
+        fields["within"] = _span(within)
+    return Happened("event", {**fields, "absent": True} if absent else fields)
+
+
+def sequence(*steps: Happened) -> Happened:
+    """Events in this order; its frame is added as that of an event is."""
+    return Happened("sequence", {"steps": [one.to_json()["event"] for one in steps]})
+
+
+def keyed(by: str, rule: Built) -> Built:
+    """The rule of the events that share a value of the property ``by``."""
+    return Built({"keyed": {"by": by, "rule": rule.to_json()}})
+
+
+def has_been(attribute: Built, **span: int) -> Built:
+    """``has_been(attr("plan").equals("free"), days=30)``"""
+    return Built({"has_been": {**attribute.to_json(), "for": _span(span)}})
 
 
 def _span(span: Mapping[str, int]) -> dict[str, int]:

@@ -11,24 +11,15 @@ parts. ``None`` means that time alone never changes the answer.
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from functools import cached_property
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
 
-from manta.rules.meaning import (
-    SETTLING,
-    bucket_of,
-    email_domain,
-    frame_range,
-    micros,
-    plus,
-    zone_of,
-)
+from manta.rules.closure_events import Flips, Holds, Leaf, event, event_time, last_messages
+from manta.rules.closure_sequences import sequence
+from manta.rules.meaning import bucket_of, email_domain, plus, zone_of
 from manta.rules.nodes import (
-    BUILT_IN,
     All,
     AnyOf,
     Attribute,
@@ -37,67 +28,24 @@ from manta.rules.nodes import (
     Event,
     EventTime,
     ExactlyOne,
-    Filter,
-    Frame,
-    Happening,
+    HasBeen,
+    Keyed,
     LastMessages,
     Member,
     Not,
-    Operator,
+    Prediction,
     Rule,
-    Span,
+    Sequence,
     Suppressed,
 )
-from manta.rules.values import date_flips, moves, property_reader, value_test
+from manta.rules.person import Consented, EventRow, Person, Suppression
+from manta.rules.terms import BUILT_IN
+from manta.rules.values import date_flips, moves, value_test
 from manta.schema import ATTRIBUTE_PREFIX, AttributeType
 
+__all__ = ["Closure", "Consented", "EventRow", "Person", "Suppression", "compile_closure"]
 
-class EventRow(NamedTuple):
-    """One event of a person, without its type."""
-
-    occurred_at: datetime
-    campaign_id: int | None = None
-    message_key: int | None = None
-    item: str | None = None
-    amount: float | None = None
-    properties: str | None = None
-
-
-class Suppression(NamedTuple):
-    reason: str
-    expires_at: datetime | None
-
-
-@dataclass(frozen=True)
-class Person:
-    """What a rule may look at. ``profile`` maps columns of ``profiles`` to values; one that is
-    absent is missing. ``events`` holds by type what ``loading`` gathered, earliest first."""
-
-    subscriber_id: int
-    profile: Mapping[str, Any]
-    events: Mapping[str, Sequence[EventRow]] = field(default_factory=dict)
-    consents: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    memberships: frozenset[int] = frozenset()
-    suppressions: Sequence[Suppression] = ()  # of the e-mail address
-
-    @cached_property
-    def sent(self) -> list[EventRow]:
-        """Messages sent, in the order in which "the last N" counts back."""
-        return sorted(self.events.get("sent", ()), key=_sent_order)
-
-    @cached_property
-    def first_acts(self) -> dict[tuple[str, int | None], datetime]:
-        """When a message was first opened or clicked."""
-        first: dict[tuple[str, int | None], datetime] = {}
-        for type_ in ("clicked", "opened"):
-            for row in self.events.get(type_, ()):
-                if row.message_key is not None:
-                    first.setdefault((type_, row.message_key), row.occurred_at)
-        return first
-
-
-Holds = Callable[[Person, datetime], bool]
-Flips = Callable[[Person, datetime], Iterator[datetime]]
+Keys = Callable[[Person, datetime], Iterator[str]]
 
 
 @dataclass(frozen=True)
@@ -106,6 +54,12 @@ class Closure:
 
     _holds: Holds
     _flips: tuple[Flips, ...]
+    _keys: tuple[Keys, ...] = ()
+
+    @property
+    def moves_with_time(self) -> bool:
+        """Whether time alone can ever change an answer."""
+        return bool(self._flips)
 
     def __call__(self, person: Person, now: datetime) -> bool:
         return self._holds(person, now)
@@ -115,23 +69,57 @@ class Closure:
         later = (moment for flips in self._flips for moment in flips(person, now) if moment > now)
         return min(later, default=None)
 
+    def keys(self, person: Person, now: datetime) -> tuple[str, ...]:
+        """The keys for which the keyed conditions of the rule hold, those of all together."""
+        return tuple(sorted({key for keys in self._keys for key in keys(person, now)}))
+
 
 def compile_closure(rule: Rule, zone: str = "UTC") -> Closure:
     """The rule as a function; ``zone`` is the workspace's, for people without one of their own."""
-    flips: list[Flips] = []
-    return Closure(_compile(rule, zone, flips), tuple(flips))
+    compiler = _Compiler(zone)
+    return Closure(compiler.holds(rule), tuple(compiler.flips), tuple(compiler.keys))
 
 
-def _compile(rule: Rule, zone: str, flips: list[Flips]) -> Holds:
-    if isinstance(rule, All | AnyOf | ExactlyOne):
-        return _group(rule, tuple(_compile(child, zone, flips) for child in rule.children))
-    if isinstance(rule, Not):
-        inner = _compile(rule.child, zone, flips)
-        return lambda person, now: not inner(person, now)
-    holds, moves = _LEAVES[type(rule)](rule, zone)
-    if moves is not None:
-        flips.append(moves)
-    return holds
+class _Compiler:
+    """Gathers, while it compiles, what moves with time and what has keys."""
+
+    def __init__(self, zone: str) -> None:
+        self._zone = zone
+        self.flips: list[Flips] = []
+        self.keys: list[Keys] = []
+
+    def holds(self, rule: Rule) -> Holds:
+        if isinstance(rule, All | AnyOf | ExactlyOne):
+            return _group(rule, tuple(self.holds(child) for child in rule.children))
+        if isinstance(rule, Not):
+            inner = self.holds(rule.child)
+            return lambda person, now: not inner(person, now)
+        if isinstance(rule, Keyed):
+            return self._keyed(rule)
+        holds, moving = _LEAVES[type(rule)](rule, self._zone)
+        if moving is not None:
+            self.flips.append(moving)
+        return holds
+
+    def _keyed(self, rule: Keyed) -> Holds:
+        inside = _Compiler(self._zone)
+        inner, inner_flips = inside.holds(rule.rule), tuple(inside.flips)
+        by, types = rule.by, frozenset(one.type for one in rule.happenings)
+
+        def keys(person: Person, now: datetime) -> Iterator[str]:
+            for key, part in person.by_key(by, types).items():
+                begun = any(rows[0][0] <= now for rows in part.events.values())
+                if begun and inner(part, now):
+                    yield key
+
+        def flips(person: Person, now: datetime) -> Iterator[datetime]:
+            for part in person.by_key(by, types).values():
+                for moving in inner_flips:
+                    yield from moving(part, now)
+
+        self.flips.append(flips)
+        self.keys.append(keys)
+        return lambda person, now: next(keys(person, now), None) is not None
 
 
 def _group(rule: Rule, parts: tuple[Holds, ...]) -> Holds:
@@ -157,8 +145,6 @@ def _group(rule: Rule, parts: tuple[Holds, ...]) -> Holds:
 
 
 # -- conditions on the person ----------------------------------------------------------------------
-
-Leaf = tuple[Holds, Flips | None]
 
 
 def _reader(name: str) -> Callable[[Person], Any]:
@@ -186,9 +172,53 @@ def _attribute(rule: Attribute, zone: str) -> Leaf:
     return holds, flips if moves(rule.test) else None
 
 
+def _has_been(rule: HasBeen, zone: str) -> Leaf:
+    passes, turns = _attribute(rule.attribute, zone)
+    name, span = rule.attribute.name, rule.span.delta
+
+    def since(person: Person) -> datetime | None:
+        return person.attribute_times.get(name) or person.profile.get("created_at")
+
+    def holds(person: Person, now: datetime) -> bool:
+        start = since(person)
+        return start is not None and plus(start, span) <= now and passes(person, now)
+
+    def flips(person: Person, now: datetime) -> Iterator[datetime]:
+        start = since(person)
+        if start is not None:
+            yield plus(start, span)
+            if turns is not None:
+                yield from turns(person, now)
+
+    return holds, flips
+
+
+def _prediction(rule: Prediction, zone: str) -> Leaf:
+    name, test, own = rule.name, value_test(rule.test), zone_of(None, zone)
+    return lambda person, now: test(person.predictions.get(name), own, now), None
+
+
 def _consent(rule: Consent, zone: str) -> Leaf:
     key, status = (rule.channel, rule.topic), rule.status
-    return lambda person, now: person.consents.get(key) == status, None
+    if status != "pending":
+
+        def settled(person: Person, now: datetime) -> bool:
+            found = person.consents.get(key)
+            return found is not None and found.status == status
+
+        return settled, None
+
+    def pending(person: Person, now: datetime) -> bool:
+        found = person.consents.get(key)
+        alive = found is not None and (found.expires_at is None or found.expires_at > now)
+        return alive and found is not None and found.status == status
+
+    def flips(person: Person, now: datetime) -> Iterator[datetime]:
+        found = person.consents.get(key)
+        if found is not None and found.expires_at is not None:
+            yield found.expires_at
+
+    return pending, flips
 
 
 def _member(rule: Member, zone: str) -> Leaf:
@@ -215,224 +245,16 @@ def _suppressed(rule: Suppressed, zone: str) -> Leaf:
     return holds, flips
 
 
-# -- conditions on events --------------------------------------------------------------------------
-
-RowTest = Callable[[EventRow, datetime], bool]
-
-
-class _Bounds:
-    """[low, high) of a frame at now. Many people are looked at with one now: it is kept."""
-
-    __slots__ = ("_frame", "_kept")
-
-    def __init__(self, frame: Frame | None) -> None:
-        self._frame = frame
-        self._kept: tuple[datetime, datetime, datetime] = (datetime.min,) * 3
-
-    def __call__(self, now: datetime) -> tuple[datetime, datetime, datetime]:
-        """(now, low, high), as one value, so that threads may share the bounds."""
-        kept = self._kept
-        if kept[0] != now:
-            low, high = frame_range(self._frame, now)
-            self._kept = kept = (now, low or datetime.min, high)
-        return kept
-
-
-def _row_test(where: tuple[Filter, ...], zone: str) -> RowTest | None:
-    """All property filters of one row; the days of their dates are the workspace zone's."""
-    if not where:
-        return None
-    own = zone_of(None, zone)
-    parts = []
-    for one in where:
-        is_set = one.test.operator is Operator.IS_SET
-        read = property_reader(one.property, None if is_set else one.test.type)
-        parts.append((read, value_test(one.test)))
-    if len(parts) == 1:
-        ((only_read, only_test),) = parts
-        return lambda row, now: only_test(only_read(row), own, now)
-    return lambda row, now: all(test(read(row), own, now) for read, test in parts)
-
-
-def _rows(happening: Happening, zone: str) -> Callable[[Person, datetime], Iterator[EventRow]]:
-    """The rows of a happening by now, latest first."""
-    type_, test, bounds = (
-        happening.type,
-        _row_test(happening.where, zone),
-        _Bounds(happening.within),
-    )
-
-    def rows(person: Person, now: datetime) -> Iterator[EventRow]:
-        _, low, high = bounds(now)
-        for row in reversed(person.events.get(type_, ())):
-            if row[0] >= high:
-                continue
-            if row[0] < low:
-                return
-            if test is None or test(row, now):
-                yield row
-
-    return rows
-
-
-def _event(rule: Event, zone: str) -> Leaf:
-    rows, type_, for_none = _rows(rule.happening, zone), rule.happening.type, rule.holds_for_none
-    comparison = rule.comparison
-    if rule.sum_of is not None:
-        read = property_reader(rule.sum_of, AttributeType.NUMBER)
-        wanted = micros(comparison.value)
-        assert wanted is not None
-
-        def total(person: Person, now: datetime) -> bool:
-            return compare(sum(micros(read(row)) or 0 for row in rows(person, now)), wanted)
-
-        compare = comparison.function
-        return total, _happening_flips(rule.happening, zone)
-    if comparison.operator == "at_least" and comparison.value == 1:
-
-        def once(person: Person, now: datetime) -> bool:
-            if type_ not in person.events:
-                return False
-            return next(rows(person, now), None) is not None
-
-        return once, _happening_flips(rule.happening, zone)
-
-    def counted(person: Person, now: datetime) -> bool:
-        if type_ not in person.events:
-            return for_none
-        return comparison.holds(sum(1 for _ in rows(person, now)))
-
-    return counted, _happening_flips(rule.happening, zone)
-
-
-def _event_time(rule: EventTime, zone: str) -> Leaf:
-    bounds = _Bounds(rule.happening.within)
-    ever = Happening(rule.happening.type, rule.happening.where)
-    rows = _rows(ever, zone)
-
-    def holds(person: Person, now: datetime) -> bool:
-        latest_first = rows(person, now)
-        chosen = next(latest_first, None)
-        if chosen is None:
-            return False
-        if rule.first:
-            for row in latest_first:
-                chosen = row
-        _, low, high = bounds(now)
-        return low <= chosen[0] < high
-
-    return holds, _happening_flips(rule.happening, zone)
-
-
-def _happening_flips(happening: Happening, zone: str) -> Flips:
-    """A row moves an answer when it begins to count, and when it enters or leaves the frame.
-
-    Rows are in order of time, so the first of each kind gives the least instant.
-    """
-    frame = happening.within
-    width = frame.value.delta if frame is not None and isinstance(frame.value, Span) else None
-    moving = [one for one in happening.where if moves(one.test)]
-    if moving:
-        return _moving_flips(happening, moving, width, zone)
-    test = _row_test(happening.where, zone)
-
-    def flips(person: Person, now: datetime) -> Iterator[datetime]:
-        rows = person.events.get(happening.type, ())
-        if not rows:
-            return
-        yield from _next_after(rows, now)
-        if width is not None:
-            for place in range(_first_after(rows, now, width), len(rows)):
-                if test is None or test(rows[place], now):
-                    yield plus(rows[place][0], width)
-                    return
-
-    return flips
-
-
-def _moving_flips(
-    happening: Happening, moving: list[Filter], width: timedelta | None, zone: str
-) -> Flips:
-    """Where time moves filters too: every row counts, one that fails now may pass later."""
-    readers = [(one.test, property_reader(one.property, AttributeType.DATE)) for one in moving]
-    own = zone_of(None, zone)
-
-    def flips(person: Person, now: datetime) -> Iterator[datetime]:
-        for row in person.events.get(happening.type, ()):
-            yield row[0]
-            if width is not None:
-                yield plus(row[0], width)
-            for date_test, read in readers:
-                value = read(row)
-                if value is not None:
-                    yield from date_flips(date_test, value, own, now)
-
-    return flips
-
-
-def _occurred_at(row: EventRow) -> datetime:
-    return row[0]
-
-
-def _first_after(rows: Sequence[EventRow], now: datetime, width: timedelta) -> int:
-    """The place of the first row that is still to leave (or enter) a frame of this width."""
-    return bisect_right(rows, plus(now, -width), key=_occurred_at)
-
-
-def _next_after(rows: Sequence[EventRow], now: datetime) -> Iterator[datetime]:
-    """When the next of the rows begins to count, if one lies after now."""
-    if rows and rows[-1][0] > now:
-        yield rows[bisect_right(rows, now, key=_occurred_at)][0]
-
-
-def _last_messages(rule: LastMessages, zone: str) -> Leaf:
-    kinds = ("marketing", "transactional") if rule.kind == "any" else (rule.kind,)
-    acts = {"opened": ("opened",), "clicked": ("clicked",), "ignored": ("opened", "clicked")}
-    types = acts[rule.were]
-    ignored, number = rule.were == "ignored", rule.number
-
-    def last(person: Person, now: datetime) -> list[EventRow]:
-        settled, found = now - SETTLING, []
-        for row in reversed(person.sent):
-            if row[0] <= settled and row[3] in kinds:
-                found.append(row)
-                if len(found) == number:
-                    break
-        return found
-
-    def holds(person: Person, now: datetime) -> bool:
-        sent, first_acts = last(person, now), person.first_acts
-        count = 0
-        for row in sent:
-            for type_ in types:
-                first = first_acts.get((type_, row[2]))
-                if first is not None and first <= now:
-                    count += 1
-                    break
-        return rule.holds(len(sent), len(sent) - count if ignored else count)
-
-    def flips(person: Person, now: datetime) -> Iterator[datetime]:
-        """When the next message settles, and acts that are still to come."""
-        unsettled = bisect_right(person.sent, now - SETTLING, key=_occurred_at)
-        if unsettled < len(person.sent):
-            yield plus(person.sent[unsettled][0], SETTLING)
-        for type_ in types:
-            yield from _next_after(person.events.get(type_, ()), now)
-
-    return holds, flips
-
-
-def _sent_order(row: EventRow) -> tuple[datetime, bool, int]:
-    return row[0], row[2] is not None, row[2] or 0
-
-
 _LEAVES: dict[type[Rule], Callable[[Any, str], Leaf]] = {
     Attribute: _attribute,
     Consent: _consent,
     Member: _member,
     Bucket: _bucket,
     Suppressed: _suppressed,
-    Event: _event,
-    EventTime: _event_time,
-    LastMessages: _last_messages,
+    HasBeen: _has_been,
+    Prediction: _prediction,
+    Event: event,
+    EventTime: event_time,
+    Sequence: sequence,
+    LastMessages: last_messages,
 }

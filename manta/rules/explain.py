@@ -14,25 +14,22 @@ from manta.rules.nodes import (
     AnyOf,
     Attribute,
     Bucket,
-    Comparison,
     Consent,
     Event,
     EventTime,
     ExactlyOne,
-    Filter,
-    Frame,
-    FrameKind,
-    Happening,
+    HasBeen,
     IfFewer,
+    Keyed,
     LastMessages,
     Member,
     Not,
-    Operator,
+    Prediction,
     Rule,
-    Span,
+    Sequence,
     Suppressed,
-    Test,
 )
+from manta.rules.terms import Comparison, Filter, Frame, FrameKind, Happening, Operator, Span, Test
 from manta.schema import AttributeType
 
 _LISTED_MAX = 8
@@ -61,7 +58,15 @@ def _lines(rule: Rule) -> list[str]:
         return _negated(rule.child)
     if isinstance(rule, All | AnyOf | ExactlyOne):
         return _group(rule)
-    return [_condition(rule)]
+    return _keyed(rule) if isinstance(rule, Keyed) else [_condition(rule)]
+
+
+def _keyed(rule: Keyed) -> list[str]:
+    head = f"for the events that share one {_property(rule.by.name)}"
+    first, *rest = _lines(rule.rule)
+    if not rest:
+        return [f"{head}: they {first}"]
+    return [f"{head}, {first}", *rest]
 
 
 def _group(rule: All | AnyOf | ExactlyOne) -> list[str]:
@@ -115,6 +120,12 @@ def _condition(rule: Rule) -> str:
     if isinstance(rule, Bucket):
         low, high = rule.start / 100, rule.end / 100
         return f"fall between {low:g} % and {high:g} % of the random draw {_quoted(rule.salt)}"
+    if isinstance(rule, Sequence):
+        return _sequence_of(rule)
+    if isinstance(rule, HasBeen):
+        return f"for at least {_length(rule.span)} {_attribute(rule.attribute)}, unchanged"
+    if isinstance(rule, Prediction):
+        return _prediction(rule)
     raise TypeError(f"no English for {type(rule).__name__}")
 
 
@@ -125,6 +136,12 @@ def _attribute(rule: Attribute) -> str:
     if rule.test.type in (AttributeType.BOOLEAN, AttributeType.LIST):
         return f"have {shown} {_test(rule.test)}"
     return f"have {_article(shown)} {_test(rule.test)}"
+
+
+def _prediction(rule: Prediction) -> str:
+    if rule.test.operator is Operator.IS_SET:
+        return f"have {'no' if rule.test.negated else 'a'} prediction {_quoted(rule.name)}"
+    return f"have a prediction {_quoted(rule.name)} {_test(rule.test)}"
 
 
 # -- events ----------------------------------------------------------------------------------------
@@ -160,6 +177,19 @@ def _happened(happening: Happening, times: str = "") -> str:
         words += " with " + " and ".join(_filter(one) for one in filters)
     words += times
     return words + (f" {_frame(happening.within)}" if happening.within else "")
+
+
+def _sequence_of(rule: Sequence) -> str:
+    words = []
+    for step in rule.steps:
+        happened = _happened(step.happening)
+        if step.absent:
+            happened = f"never {happened}"
+        if step.within is not None:
+            happened += f" within {_length(step.within)}"
+        words.append(happened)
+    whole = ", then ".join(words)
+    return whole + (f", all of it complete {_frame(rule.within)}" if rule.within else "")
 
 
 def _what(filters: list[Filter]) -> str:
@@ -285,6 +315,10 @@ def _quoted(text: str) -> str:
 
 def _span(span: Span) -> str:
     return f"{span.count} {span.unit}" if span.count != 1 else span.unit.removesuffix("s")
+
+
+def _length(span: Span) -> str:
+    return f"1 {span.unit.removesuffix('s')}" if span.count == 1 else _span(span)
 
 
 def _moment(value: date) -> str:

@@ -1,7 +1,8 @@
 """Gathers the people that rules are to be evaluated for by closure: few people, a few reads.
 
 Only what the rules can look at is read: their event types (through the index on the person), their
-attributes, consents, suppressions and memberships. All reads belong to one committed state when the
+attributes, consents, suppressions, memberships and predictions; opens and clicks by machines are
+left out, as the SQL of a rule leaves them out. All reads belong to one committed state when the
 database is a reader's cursor in one transaction, or the writer's own.
 """
 
@@ -12,10 +13,10 @@ from datetime import datetime
 from typing import Any
 
 from manta.command import Database
-from manta.rules.closure import EventRow, Person, Suppression
-from manta.rules.nodes import BUILT_IN
+from manta.rules.person import Consented, EventRow, Person, Suppression
 from manta.rules.scope import Touches
-from manta.rules.sql import INDEXED_MAX, near
+from manta.rules.sql_events import HUMAN, INDEXED_MAX, near
+from manta.rules.terms import BUILT_IN
 from manta.schema import ATTRIBUTE_NAME, ATTRIBUTE_PREFIX
 
 PEOPLE_MAX = 10_000
@@ -25,7 +26,7 @@ _EVENTS = """
 WITH near AS MATERIALIZED ({near})
 SELECT subscriber_id, type, occurred_at, campaign_id, message_key, item, amount, properties
 FROM near
-WHERE type IN (SELECT unnest(?::VARCHAR[])) AND occurred_at >= ?::TIMESTAMP
+WHERE type IN (SELECT unnest(?::VARCHAR[])) AND occurred_at >= ?::TIMESTAMP AND {human}
 ORDER BY subscriber_id, type, occurred_at, message_key NULLS FIRST
 """
 
@@ -49,6 +50,8 @@ def load(
     consents = _consents(database, these) if wanted.consents else {}
     memberships = _memberships(database, these) if wanted.segments else {}
     suppressions = _suppressions(database, these) if wanted.suppressions else {}
+    times = _named(database, "attribute_times", "changed_at", these, wanted.held)
+    predictions = _named(database, "predictions", "value", these, wanted.predictions)
     return {
         id: Person(
             id,
@@ -57,6 +60,8 @@ def load(
             consents.get(id, {}),
             memberships.get(id, frozenset()),
             suppressions.get(id, ()),
+            times.get(id, {}),
+            predictions.get(id, {}),
         )
         for id, profile in profiles.items()
     }
@@ -95,20 +100,37 @@ def _events(
     chosen = [sorted(wanted.event_types), since or datetime.min]
     for start in range(0, len(ids), INDEXED_MAX):
         close = near(ids[start : start + INDEXED_MAX])
-        sql = _EVENTS.format(near=close.text)
+        sql = _EVENTS.format(near=close.text, human=HUMAN)
         for id, type_, *row in database.rows(sql, [*close.params, *chosen]):
             found.setdefault(id, {}).setdefault(type_, []).append(EventRow._make(row))
     return found
 
 
-def _consents(database: Database, ids: list[int]) -> dict[int, dict[tuple[str, str], str]]:
+def _consents(database: Database, ids: list[int]) -> dict[int, dict[tuple[str, str], Consented]]:
     sql = (
-        "SELECT subscriber_id, channel, topic, status FROM consents"
+        "SELECT subscriber_id, channel, topic, status, expires_at FROM consents"
         f" WHERE subscriber_id IN {_THESE}"
     )
-    found: dict[int, dict[tuple[str, str], str]] = {}
-    for id, channel, topic, status in database.rows(sql, [ids]):
-        found.setdefault(id, {})[channel, topic] = status
+    found: dict[int, dict[tuple[str, str], Consented]] = {}
+    for id, channel, topic, *record in database.rows(sql, [ids]):
+        found.setdefault(id, {})[channel, topic] = Consented(*record)
+    return found
+
+
+def _named(
+    database: Database, table: str, column: str, ids: list[int], names: Iterable[str]
+) -> dict[int, dict[str, Any]]:
+    """What a table holds under these names, for each person."""
+    wanted = sorted(names)
+    if not wanted:
+        return {}
+    sql = (
+        f"SELECT subscriber_id, name, {column} FROM {table}"
+        f" WHERE subscriber_id IN {_THESE} AND name IN (SELECT unnest(?::VARCHAR[]))"
+    )
+    found: dict[int, dict[str, Any]] = {}
+    for id, name, value in database.rows(sql, [ids, wanted]):
+        found.setdefault(id, {})[name] = value
     return found
 
 

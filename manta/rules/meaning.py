@@ -22,10 +22,13 @@ from unicodedata import normalize
 from zoneinfo import ZoneInfo
 
 from manta.clock import parse_instant
-from manta.rules.nodes import BUCKET_PARTS, Frame, FrameKind, Operator, Span, Test
+from manta.rules.nodes import BUCKET_PARTS
+from manta.rules.terms import Frame, FrameKind, Operator, Property, Span, Test
 
 TICK = timedelta(microseconds=1)
 ONE_DAY = timedelta(days=1)
+HUMAN_TYPES = ("opened", "clicked")  # what a machine may do in a person's name
+HUMAN_LEAST = 0.5  # the probability from which on such an event counts
 SETTLING = timedelta(hours=24)  # a message counts as opened or ignored only after this
 MICRO_LIMIT = 9e12  # amounts beyond cannot be summed exactly in 64 bits of millionths
 
@@ -223,6 +226,18 @@ def property_value(properties: str | None, path: tuple[str, ...]) -> Any:
             return None
         value = value.get(key)
     return value
+
+
+def event_key(
+    by: Property, item: str | None, campaign_id: int | None, properties: str | None
+) -> str | None:
+    """What ties an event to others: a text, or a whole number of 64 bits as text."""
+    if by.column == "item":
+        return item
+    value = campaign_id if by.column else property_value(properties, by.path[1:])
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value) if -(1 << 63) <= value < 1 << 64 else None
+    return as_text(value)
 
 
 def as_number(value: Any) -> float | None:

@@ -17,7 +17,7 @@ import re2
 
 from manta.clock import parse_instant
 from manta.errors import InvalidRequest
-from manta.rules.nodes import (
+from manta.rules.terms import (
     COMPARISONS,
     NEGATIONS,
     OPERATORS,

@@ -15,46 +15,39 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from manta.rules.meaning import SETTLING, TICK, frame_range, micros
+from manta.rules.meaning import plus
 from manta.rules.nodes import (
     BUCKET_PARTS,
-    BUILT_IN,
     All,
     AnyOf,
     Attribute,
     Bucket,
-    Comparison,
     Consent,
     Event,
     EventTime,
     ExactlyOne,
-    Happening,
-    IfFewer,
+    HasBeen,
+    Keyed,
     LastMessages,
     Member,
     Not,
+    Prediction,
     Rule,
+    Sequence,
     Suppressed,
     children_of,
 )
-from manta.rules.sql_tests import (
-    COMPARISON_SQL,
-    EVERYBODY,
-    NOBODY,
-    Sql,
-    Subject,
-    join,
-    negation,
-    number_property,
-    property_test,
-    value_test,
-)
-from manta.schema import ATTRIBUTE_NAME, ATTRIBUTE_PREFIX, EVENTS
+from manta.rules.sql_events import INDEXED_MAX, Source, event, event_time, last_messages, near
+from manta.rules.sql_keyed import keyed
+from manta.rules.sql_sequences import sequence
+from manta.rules.sql_tests import EVERYBODY, NOBODY, Sql, Subject, join, negation, value_test
+from manta.rules.terms import BUILT_IN
+from manta.schema import ATTRIBUTE_NAME, ATTRIBUTE_PREFIX
 
 
 @dataclass(frozen=True)
@@ -66,7 +59,7 @@ class Compiled:
 
 
 def compile_sql(
-    rule: Rule, now: datetime, zone: str = "UTC", among: Sequence[int] | None = None
+    rule: Rule, now: datetime, zone: str = "UTC", among: Iterable[int] | None = None
 ) -> Compiled:
     """Selects ``subscriber_id`` of the people for whom the rule holds at ``now``.
 
@@ -77,7 +70,7 @@ def compile_sql(
 
 
 def compile_count(
-    rule: Rule, now: datetime, zone: str = "UTC", among: Sequence[int] | None = None
+    rule: Rule, now: datetime, zone: str = "UTC", among: Iterable[int] | None = None
 ) -> Compiled:
     """Selects the one number: how many people the rule holds for."""
     return _Statement(now, zone, among).select(rule, "SELECT count(*)", "")
@@ -91,21 +84,8 @@ def compile_sample(
     return _Statement(now, zone, None).select(rule, "SELECT p.subscriber_id", order, salt, size)
 
 
-INDEXED_MAX = 1_000  # people whose events are fetched through the index; a scan beats it for more
-
-
-def near(ids: list[int]) -> Sql:
-    """A table expression: all events of a few people, through the index on the person.
-
-    DuckDB takes the index for a list of constants and no other condition, hence in a step of its
-    own; the people's few events are then filtered in memory.
-    """
-    columns = ", ".join(EVENTS.column_names)
-    places = ", ".join("?" * len(ids))
-    return Sql(f"SELECT {columns} FROM events WHERE subscriber_id IN ({places})", *ids)
-
-
-# How dear a condition is: those on the person, then events by how far they narrow, then messages.
+# How dear a condition is: those on the person, then events by how far they narrow, then what looks
+# at several of them together.
 _ON_PERSON, _NARROWING, _SUBTRACTING, _MESSAGES = range(4)
 
 
@@ -114,7 +94,7 @@ def _cost(rule: Rule) -> int:
         return _SUBTRACTING if rule.holds_for_none else _NARROWING
     if isinstance(rule, EventTime):
         return _NARROWING
-    if isinstance(rule, LastMessages):
+    if isinstance(rule, LastMessages | Sequence | Keyed):
         return _MESSAGES
     inner = max((_cost(child) for child in children_of(rule)), default=_ON_PERSON)
     return max(inner, _SUBTRACTING) if isinstance(rule, Not) and inner else inner
@@ -123,19 +103,20 @@ def _cost(rule: Rule) -> int:
 class _Statement:
     """Gathers the common table expressions of one statement, in the order of their parameters."""
 
-    def __init__(self, now: datetime, zone: str, among: Sequence[int] | None) -> None:
+    def __init__(self, now: datetime, zone: str, among: Iterable[int] | None) -> None:
         self._now = now
         self._zone = zone
         self._expressions: list[tuple[str, Sql]] = []
-        self._known: dict[tuple[Rule, str | None], str] = {}
+        self._known: dict[tuple[Rule, str | None], tuple[str, bool]] = {}
         self._zones = False
-        self._events_table = "events"
+        self._events = Source("events", now, zone)
         self._among: str | None = None
         if among is not None:
-            ids = Sql("SELECT unnest(?::BIGINT[]) AS subscriber_id", list(among))
+            these = list(among)
+            ids = Sql("SELECT unnest(?::BIGINT[]) AS subscriber_id", these)
             self._among = self._add("among", ids)
-            if 0 < len(among) <= INDEXED_MAX:
-                self._events_table = self._add("near", near(list(among)))
+            if 0 < len(these) <= INDEXED_MAX:
+                self._events = Source(self._add("near", near(these)), now, zone)
 
     def select(self, rule: Rule, head: str, tail: str, *tail_params: Any) -> Compiled:
         people = self._people(Sql(head), self._predicate(rule, self._among), self._among)
@@ -195,6 +176,8 @@ class _Statement:
             return self._attribute(rule)
         if isinstance(rule, Bucket):
             return _bucket(rule)
+        if isinstance(rule, HasBeen):
+            return self._has_been(rule)
         return self._in_set(rule, universe)
 
     def _all(self, rule: All, universe: str | None) -> Sql:
@@ -215,7 +198,8 @@ class _Statement:
 
     def _narrowed(self, child: Rule, universe: str | None) -> str:
         """The people of the universe for whom the child holds, as a set."""
-        if isinstance(child, EventTime) or (isinstance(child, Event) and not child.holds_for_none):
+        alike = isinstance(child, EventTime | Sequence | Keyed)
+        if alike or (isinstance(child, Event) and not child.holds_for_none):
             return self._set(child, universe)[0]
         predicate = self._predicate(child, universe)
         return self._add_set(self._people(Sql("SELECT p.subscriber_id"), predicate, universe))
@@ -233,6 +217,17 @@ class _Statement:
         today = Sql("z.today", today=True)
         return value_test(rule.test, Subject(Sql(column), self._now, own_zone, self._zone, today))
 
+    def _has_been(self, rule: HasBeen) -> Sql:
+        """Since its time of change where it has one, else since the person was created."""
+        limit = plus(self._now, -rule.span.delta)
+        source = "SELECT subscriber_id FROM attribute_times WHERE name = ? AND changed_at "
+        name = rule.attribute.name
+        long_ago = _in(self._add_set(Sql(source + "<= ?::TIMESTAMP", name, limit)))
+        lately = _in(self._add_set(Sql(source + "> ?::TIMESTAMP", name, limit)))
+        since = Sql("(") + long_ago + Sql(" OR (p.created_at <= ?::TIMESTAMP AND NOT ", limit)
+        since += lately + Sql("))")
+        return _every([self._attribute(rule.attribute), since])
+
     # -- sets of people ----------------------------------------------------------------------------
 
     def _in_set(self, rule: Rule, universe: str | None) -> Sql:
@@ -244,26 +239,30 @@ class _Statement:
 
     def _set(self, rule: Rule, universe: str | None) -> tuple[str, bool]:
         """A set of people, and whether the rule holds inside it or outside of it."""
-        if isinstance(rule, Event):
-            body, inside = self._event(rule, universe), not rule.holds_for_none
-        elif isinstance(rule, EventTime):
-            body, inside = self._event_time(rule, universe), True
-        elif isinstance(rule, LastMessages):
-            body, inside = self._last_messages(rule, universe)
-        elif isinstance(rule, Consent):
-            condition = "channel = ? AND topic = ? AND status = ?"
-            source = f"SELECT subscriber_id FROM consents WHERE {condition}"
-            body, inside = Sql(source, rule.channel, rule.topic, rule.status), True
-        elif isinstance(rule, Member):
-            source = (
-                "SELECT subscriber_id FROM memberships WHERE list_contains(segments, ?::INTEGER)"
-            )
-            body, inside = Sql(source, rule.segment), True
-        else:
-            raise TypeError(f"no SQL for {type(rule).__name__}")
         if (rule, universe) not in self._known:
-            self._known[rule, universe] = self._add_set(body)
-        return self._known[rule, universe], inside
+            body, inside = self._body(rule, universe)
+            self._known[rule, universe] = self._add_set(body), inside
+        return self._known[rule, universe]
+
+    def _body(self, rule: Rule, universe: str | None) -> tuple[Sql, bool]:
+        if isinstance(rule, Event):
+            return event(rule, self._events, universe), not rule.holds_for_none
+        if isinstance(rule, EventTime):
+            return event_time(rule, self._events, universe), True
+        if isinstance(rule, LastMessages):
+            return last_messages(rule, self._events, universe)
+        if isinstance(rule, Sequence):
+            return sequence(rule, self._events, universe, self._add_set), True
+        if isinstance(rule, Keyed):
+            return keyed(rule, self._events, universe, self._add_set), True
+        if isinstance(rule, Consent):
+            return _consent(rule, self._now), True
+        if isinstance(rule, Prediction):
+            return _prediction(rule, self._now), not rule.test.negated
+        if isinstance(rule, Member):
+            members = "SELECT subscriber_id FROM memberships WHERE list_contains(segments, ?"
+            return Sql(members + "::INTEGER)", rule.segment), True
+        raise TypeError(f"no SQL for {type(rule).__name__}")
 
     def _suppressed(self, rule: Suppressed) -> Sql:
         alive = "channel = 'email' AND (expires_at IS NULL OR expires_at > ?::TIMESTAMP)"
@@ -272,111 +271,9 @@ class _Statement:
             chosen += Sql(" AND reason = ?", rule.reason)
         return Sql("lower(p.email) IN (") + chosen + Sql(")")
 
-    def _events(self, happening: Happening, universe: str | None, framed: bool = True) -> Sql:
-        """FROM and WHERE over events ``e`` of a happening, by now, of people in the universe."""
-        frame = happening.within if framed else None
-        low, high = frame_range(frame, self._now)
-        text = f" FROM {self._events_table} e WHERE e.type = ? AND e.occurred_at < ?::TIMESTAMP"
-        found = Sql(text, happening.type, high)
-        if low is not None:
-            found += Sql(" AND e.occurred_at >= ?::TIMESTAMP", low)
-        for one in happening.where:
-            found += Sql(" AND ") + property_test(one, self._now, self._zone)
-        return found + _of(universe)
-
-    def _event(self, rule: Event, universe: str | None) -> Sql:
-        """The people with such events for whom the answer is not that of people with none."""
-        people = Sql("SELECT e.subscriber_id") + self._events(rule.happening, universe)
-        people += Sql(" GROUP BY e.subscriber_id")
-        if rule.sum_of is None:
-            if (rule.comparison.operator, rule.comparison.value) == ("at_least", 1):
-                return people
-            measured, bound = Sql("count(*)"), Sql("?::BIGINT", int(rule.comparison.value))
-        else:
-            amount = number_property(rule.sum_of)
-            limit = "::DOUBLE) <= 9e12::DOUBLE THEN CAST(round("
-            measured = Sql("coalesce(sum(CASE WHEN abs(") + amount + Sql(limit) + amount
-            measured += Sql(" * 1e6::DOUBLE) AS BIGINT) END), 0)")
-            bound = Sql("?::HUGEINT", micros(rule.comparison.value))
-        compared = measured + Sql(f" {COMPARISON_SQL[rule.comparison.operator]} ") + bound
-        if rule.holds_for_none:
-            compared = Sql("NOT (") + compared + Sql(")")
-        return people + Sql(" HAVING ") + compared
-
-    def _event_time(self, rule: EventTime, universe: str | None) -> Sql:
-        low, high = frame_range(rule.happening.within, self._now)
-        time = "min(e.occurred_at)" if rule.first else "max(e.occurred_at)"
-        people = Sql("SELECT e.subscriber_id") + self._events(rule.happening, universe, False)
-        people += Sql(f" GROUP BY e.subscriber_id HAVING {time} < ?::TIMESTAMP", high)
-        return people if low is None else people + Sql(f" AND {time} >= ?::TIMESTAMP", low)
-
-    def _last_messages(self, rule: LastMessages, universe: str | None) -> tuple[Sql, bool]:
-        """People by their last settled messages, each joined to its first open and click."""
-        settled = self._now - SETTLING + TICK
-        kinds = ["marketing", "transactional"] if rule.kind == "any" else [rule.kind]
-        sent = Sql(
-            f"SELECT e.subscriber_id, e.message_key FROM {self._events_table} e"
-            " WHERE e.type = 'sent'"
-            f" AND e.item IN ({', '.join('?' * len(kinds))}) AND e.occurred_at < ?::TIMESTAMP",
-            *kinds,
-            settled,
-        )
-        sent += _of(universe) + Sql(
-            " QUALIFY row_number() OVER (PARTITION BY e.subscriber_id"
-            " ORDER BY e.occurred_at DESC, e.message_key DESC NULLS LAST) <= ?",
-            rule.number,
-        )
-        types = {"opened": ["opened"], "clicked": ["clicked"], "ignored": ["opened", "clicked"]}
-        wanted = types[rule.were]
-        acted = Sql(
-            f"SELECT DISTINCT e.subscriber_id, e.message_key FROM {self._events_table} e"
-            f" WHERE e.type IN ({', '.join('?' * len(wanted))}) AND e.occurred_at < ?::TIMESTAMP"
-            " AND e.message_key IS NOT NULL",
-            *wanted,
-            self._now + TICK,
-        )
-        acted += _of(universe)
-        joined = Sql("SELECT m.subscriber_id FROM (") + sent + Sql(") m LEFT JOIN (") + acted
-        joined += Sql(
-            ") a ON a.subscriber_id = m.subscriber_id AND a.message_key = m.message_key"
-            " GROUP BY m.subscriber_id HAVING "
-        )
-        condition = _messages_condition(rule)
-        if rule.holds(0, 0):  # also of people without any: keep the others' complement
-            return joined + negation(condition), False
-        return joined + condition, True
-
-
-def _messages_condition(rule: LastMessages) -> Sql:
-    matching = "count(a.message_key)"
-    if rule.were == "ignored":
-        matching = "(count(*) - count(a.message_key))"
-    if isinstance(rule.which, Comparison):
-        operator = COMPARISON_SQL[rule.which.operator]
-        condition = Sql(f"{matching} {operator} ?::BIGINT", int(rule.which.value))
-    else:
-        condition = Sql(
-            {
-                "any": f"{matching} > 0",
-                "all": f"{matching} = count(*)",
-                "none": f"{matching} = 0",
-            }[rule.which]
-        )
-    if rule.if_fewer is IfFewer.FALSE:
-        return Sql("(count(*) = ? AND ", rule.number) + condition + Sql(")")
-    if rule.if_fewer is IfFewer.TRUE:
-        return Sql("(count(*) < ? OR ", rule.number) + condition + Sql(")")
-    return condition
-
 
 def _in(name: str) -> Sql:
     return Sql(f"p.subscriber_id IN (SELECT subscriber_id FROM {name})")
-
-
-def _of(universe: str | None) -> Sql:
-    if universe is None:
-        return Sql("")
-    return Sql(f" AND e.subscriber_id IN (SELECT subscriber_id FROM {universe})")
 
 
 def _every(predicates: list[Sql]) -> Sql:
@@ -393,3 +290,19 @@ def _any(predicates: Any) -> Sql:
 def _bucket(rule: Bucket) -> Sql:
     hashed = "md5_number_lower(concat(?::VARCHAR, ':', p.subscriber_id))"
     return Sql(f"{hashed} % {BUCKET_PARTS} BETWEEN ? AND ?", rule.salt, rule.start, rule.end - 1)
+
+
+def _consent(rule: Consent, now: datetime) -> Sql:
+    condition = "channel = ? AND topic = ? AND status = ?"
+    source = f"SELECT subscriber_id FROM consents WHERE {condition}"
+    found = Sql(source, rule.channel, rule.topic, rule.status)
+    if rule.status != "pending":
+        return found
+    return found + Sql(" AND (expires_at IS NULL OR expires_at > ?::TIMESTAMP)", now)
+
+
+def _prediction(rule: Prediction, now: datetime) -> Sql:
+    """The people for whom the positive form of the test holds."""
+    subject = Subject(Sql("t.value"), now, Sql("''"), "UTC", Sql("NULL"))
+    found = Sql("SELECT t.subscriber_id FROM predictions t WHERE t.name = ? AND ", rule.name)
+    return found + value_test(replace(rule.test, negated=False), subject)

@@ -21,7 +21,7 @@ from manta.rules.meaning import (
     local_day,
     zone_of,
 )
-from manta.rules.nodes import Filter, Operator, Property, Test
+from manta.rules.terms import Filter, Operator, Property, Test
 from manta.schema import AttributeType
 
 
@@ -231,6 +231,16 @@ def _json_text(property_: Property) -> Sql:
     value, kind = _json(property_)
     text = Sql("CASE WHEN ") + kind + Sql(" = 'VARCHAR' THEN ") + value
     return text + Sql(" ->> '$' END")
+
+
+def key_text(by: Property) -> Sql:
+    """``meaning.event_key`` of an event ``e``."""
+    if by.column is not None:
+        return Sql(f"e.{by.column}::VARCHAR")
+    value, kind = _json(by)
+    key = Sql("CASE ") + kind + Sql(" WHEN 'VARCHAR' THEN ") + value + Sql(" ->> '$'")
+    key += Sql(" WHEN 'BIGINT' THEN ") + value + Sql("::VARCHAR")
+    return key + Sql(" WHEN 'UBIGINT' THEN ") + value + Sql("::VARCHAR END")
 
 
 def number_property(property_: Property) -> Sql:

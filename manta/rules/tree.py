@@ -15,34 +15,25 @@ from typing import Any
 
 from manta.rules.nodes import (
     BUCKET_PARTS,
-    BUILT_IN,
-    CONSENT_STATUSES,
-    MESSAGE_ACTIONS,
-    MESSAGE_KINDS,
-    NEGATIONS,
     ONCE,
-    PROPERTY_COLUMNS,
-    PROPERTY_TYPES,
     All,
     AnyOf,
     Attribute,
     Bucket,
-    Comparison,
     Consent,
     Event,
     EventTime,
     ExactlyOne,
-    Filter,
-    Frame,
-    FrameKind,
-    Happening,
+    HasBeen,
     IfFewer,
+    Keyed,
     LastMessages,
     Member,
     Not,
-    Operator,
-    Property,
+    Prediction,
     Rule,
+    Sequence,
+    Step,
     Suppressed,
 )
 from manta.rules.operands import (
@@ -52,6 +43,7 @@ from manta.rules.operands import (
     object_with,
     one_of,
     only_key,
+    read_boolean,
     read_comparison,
     read_integer,
     read_list,
@@ -63,6 +55,22 @@ from manta.rules.operands import (
     read_text,
     shown,
 )
+from manta.rules.terms import (
+    BUILT_IN,
+    CONSENT_STATUSES,
+    MESSAGE_ACTIONS,
+    MESSAGE_KINDS,
+    NEGATIONS,
+    PROPERTY_COLUMNS,
+    PROPERTY_TYPES,
+    Comparison,
+    Filter,
+    Frame,
+    FrameKind,
+    Happening,
+    Operator,
+    Property,
+)
 from manta.schema import AttributeType
 
 __all__ = ["Rule", "parse", "parse_text"]
@@ -72,10 +80,15 @@ NODES_MAX = 500
 FILTERS_MAX = 20
 PATH_MAX = 10
 MESSAGES_MAX = 100
+STEPS_MAX = 10
 SUM_MAX = 1e12
 JSON_CHARACTERS_MAX = 1_000_000
 JSON_NESTING_MAX = 100  # brackets; a rule within DEPTH_MAX needs fewer
 
+_GROUPS = ("all", "any", "exactly_one", "not")
+_KEYED_KINDS = ("event", "first_time", "last_time", "sequence")
+# Of what else than attributes it is kept since when it has its value.
+_HELD_FIELDS = ("time_zone", "locale")
 _CHANNELS = ("email", "sms", "push")
 _TEXT_OPERATORS = {Operator.STARTS_WITH, Operator.ENDS_WITH, Operator.REGEX}
 _LIST_OPERATORS = {Operator.CONTAINS_ANY, Operator.CONTAINS_ALL, Operator.LENGTH}
@@ -139,15 +152,21 @@ class _Parser:
             "suppressed": self._suppressed,
             "member": self._member,
             "bucket": self._bucket,
+            "sequence": self._sequence,
+            "has_been": self._has_been,
+            "prediction": self._prediction,
         }
-        self._all_kinds = ("all", "any", "exactly_one", "not", *self._kinds)
+        self._inside_key = False
 
     def condition(self, value: Any, path: str, depth: int) -> Rule:
         if depth > DEPTH_MAX:
             fail(path, "conditions are nested too deeply", f"at most {DEPTH_MAX} levels")
         self._count(path)
-        kind, inner = only_key(value, self._all_kinds, path, "condition")
+        known = _KEYED_KINDS if self._inside_key else (*self._kinds, "keyed")
+        kind, inner = only_key(value, (*_GROUPS, *known), path, "condition")
         place = f"{path}.{kind}"
+        if kind == "keyed":
+            return self._keyed(inner, place, depth)
         if kind == "not":
             return Not(self.condition(inner, place, depth + 1))
         if kind in self._kinds:
@@ -255,6 +274,62 @@ class _Parser:
         if start >= end:
             fail(path, "the range is empty", "'from' less than 'to'")
         return Bucket(read_text(fields["salt"], f"{path}.salt", 100, 1), start, end)
+
+    def _sequence(self, value: Any, path: str) -> Rule:
+        fields = object_with(value, path, ("steps",), ("within",))
+        listed = read_list(fields["steps"], f"{path}.steps", STEPS_MAX, 2)
+        return Sequence(
+            tuple(
+                self._step(one, f"{path}.steps[{i}]", i == 0, i == len(listed) - 1)
+                for i, one in enumerate(listed)
+            ),
+            _frame(fields["within"], f"{path}.within") if "within" in fields else None,
+        )
+
+    def _step(self, value: Any, path: str, first: bool, last: bool) -> Step:
+        self._count(path)
+        fields = object_with(value, path, ("type",), ("where", "within", "absent"))
+        bare = {key: one for key, one in fields.items() if key in ("type", "where")}
+        absent = read_boolean(fields.get("absent", False), f"{path}.absent")
+        if absent and not last:
+            fail(f"{path}.absent", "a step before the last is absent", "an absent last step")
+        if first and "within" in fields:
+            expected = "no 'within': the first step follows nothing"
+            fail(f"{path}.within", "the first step has a length of time", expected)
+        if absent and "within" not in fields:
+            fail(path, "'within' is missing", "how long an absent event is waited for")
+        span = read_span(fields["within"], f"{path}.within") if "within" in fields else None
+        return Step(self._happening(bare, path), span, absent)
+
+    def _has_been(self, value: Any, path: str) -> Rule:
+        fields = object_with(value, path, ("attribute", "for"))
+        attribute = self._attribute(fields["attribute"], f"{path}.attribute")
+        assert isinstance(attribute, Attribute)
+        if attribute.name in BUILT_IN and attribute.name not in _HELD_FIELDS:
+            problem = f"since when {attribute.name} has its value is not kept"
+            expected = f"an attribute, {' or '.join(_HELD_FIELDS)}"
+            fail(f"{path}.attribute.name", problem, expected)
+        return HasBeen(attribute, read_span(fields["for"], f"{path}.for"))
+
+    def _prediction(self, value: Any, path: str) -> Rule:
+        fields = object_with(value, path, ("name", "operator"), ("value",))
+        name = read_text(fields["name"], f"{path}.name", 100, 1)
+        return Prediction(name, read_test(fields, AttributeType.NUMBER, path))
+
+    def _keyed(self, value: Any, path: str, depth: int) -> Rule:
+        fields = object_with(value, path, ("by", "rule"))
+        by = _property(fields["by"], f"{path}.by")
+        if by.name == "amount":
+            expected = "item, campaign, or properties.NAME for one of the events' own"
+            fail(f"{path}.by", "amount is no key", expected)
+        self._inside_key = True
+        try:
+            keyed = Keyed(by, self.condition(fields["rule"], f"{path}.rule", depth + 1))
+        finally:
+            self._inside_key = False
+        if not keyed.happenings:
+            fail(f"{path}.rule", "the rule asks for no event", names(_KEYED_KINDS))
+        return keyed
 
 
 def _percentage(value: Any, path: str) -> int:

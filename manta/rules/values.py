@@ -33,7 +33,7 @@ from manta.rules.meaning import (
     plus,
     property_value,
 )
-from manta.rules.nodes import COMPARISONS, Operator, Property, Span, Test
+from manta.rules.terms import COMPARISONS, Operator, Property, Span, Test
 from manta.schema import AttributeType
 
 ValueTest = Callable[[Any, ZoneInfo, datetime], bool]

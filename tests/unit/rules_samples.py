@@ -1,80 +1,48 @@
-"""Random rules, people and events for the tests of rules, hostile on purpose.
+"""Random people for random rules, and the same people in a database.
 
-Values come from small pools, so that conditions often meet the values they ask for: the edges of
-windows to the microsecond, ties, texts that differ only by case or composition, missing values,
-clock changes, amounts that floats cannot add.
+With everybody come rows that must not count: opens and clicks by machines, events of a stranger.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
+from random import Random
 from typing import Any
 
 import duckdb
 
 from manta.people.identities import compared
-from manta.rules.closure import EventRow, Person, Suppression
+from manta.rules.closure import Consented, EventRow, Person, Suppression
 from manta.rules.meaning import register
-from manta.schema import SQL_TYPES, TABLES, AttributeType
+from manta.schema import SQL_TYPES, TABLES
 from tests.unit import draws as st
+from tests.unit.rules_draws import (
+    ATTRIBUTES,
+    KEYS,
+    NOW,
+    NUMBERS,
+    PREDICTIONS,
+    PROPERTIES,
+    SHIFTS,
+    TEXTS,
+    TICK,
+    TYPES,
+    ZONES,
+    rules,
+)
 
-NOW = datetime(2026, 3, 29, 12, 30)
-TICK = timedelta(microseconds=1)
-ATTRIBUTES = {
-    "city": AttributeType.STRING,
-    "score": AttributeType.NUMBER,
-    "vip": AttributeType.BOOLEAN,
-    "birthday": AttributeType.DATE,
-    "tags": AttributeType.LIST,
-}
-TEXTS = [
-    *("", "Oslo", "oslo", "OSLO ", "Straße", "STRASSE", "strasse", "İstanbul", "istanbul"),
-    *("i̇stanbul", "ΟΔΟΣ", "οδος", "οδοσ", "Å", "Å", "a\u030a", "ǰ", "J\u030c", "e\u0301\u0323"),
-    *("👩‍👩‍👧", "a\0b", "A\0B", "ﬁn", "FIN", "%", "_", "a'b", '"', "\\", "K", "k", "\ufb03", "\n"),
+__all__ = [
+    "ATTRIBUTES",
+    "NOW",
+    "SHIFTS",
+    "TICK",
+    "crowds",
+    "empty_database",
+    "people",
+    "rules",
+    "store",
 ]
-NEEDLES = [text for text in TEXTS if text] + ["s", "o", "ss", "\u0301"]
-REGEXES = [
-    "^o",
-    "(?i)OSLO",
-    "s$",
-    ".",
-    "[[:upper:]]",
-    "^$",
-    "a.b",
-    "\\pL{3,}",
-    "stra(ß|ss)e",
-    "\\s",
-]
-NUMBERS = [0.0, -1.0, 0.1, 0.2, 0.3, 1.0, 2.5, 1e15, 1e-9, 3.0, 10.0]
-SPANS = [
-    *({"minutes": 30}, {"hours": 1}, {"hours": 24}, {"days": 1}, {"days": 2}, {"days": 30}),
-    *({"weeks": 1}, {"days": 364}),
-]
-DAYS = ["2024-02-29", "2026-03-28", "2026-03-29", "2026-03-30", "2025-03-29", "2026-02-27"]
-INSTANTS = ["2026-03-29T12:30:00Z", "2026-03-28T23:00:00Z", "2026-03-29T00:00:00Z"]
-ZONES = [None, "UTC", "Europe/Oslo", "Asia/Tokyo", "America/Los_Angeles", "Pacific/Kiritimati", "x"]
-TYPES = ["purchased", "viewed"]
-KEYS = [1, 2, 3, None]
-SHIFTS = [
-    *(timedelta(0), timedelta(minutes=30), timedelta(hours=1), timedelta(hours=24)),
-    *(timedelta(days=2), timedelta(days=7), timedelta(days=30), timedelta(days=364)),
-]
-PROPERTIES = [
-    None,
-    "{}",
-    "[]",
-    "not json",
-    "{",
-    '{"plan": "Pro", "n": 1, "deep": {"a b": "ΟΔΟΣ"}, "ok": true, "at": "2026-03-29"}',
-    '{"plan": null, "n": "1", "deep": [], "ok": "true", "list": ["a", 1, null, "STRASSE"]}',
-    '{"n": 2.5, "plan": "pro", "plan": "basic", "ok": false, "at": "2026-03-29T12:00:00+02:00"}',
-    '{"n": 0.1, "plan": 1, "list": [], "at": "never", "deep": {"a b": 3}}',
-    '{"n": 1e999}',
-    '{"n": 123456789012345678901234567890, "plan": "a\\u0000b"}',
-    '{"plan": "\\ud800", "n": -1}',
-    '{"n": NaN}',
-]
-PATHS = ["properties.plan", "properties.n", "properties.deep.a b", "properties.ok", "properties.at"]
 
 
 def instants(now: datetime = NOW) -> st.Draw[datetime]:
@@ -95,188 +63,6 @@ def dates() -> st.Draw[datetime]:
         st.sampled_from([1988, 2024, 2025, 2026]),
     )
     return st.one_of(days, instants(), st.just(datetime(2024, 2, 29)))
-
-
-# -- rules -----------------------------------------------------------------------------------------
-
-
-def _values(type_: AttributeType) -> st.Draw[dict[str, Any]]:
-    def test(operators: list[str], value: st.Draw[Any]) -> st.Draw[Any]:
-        return st.builds(
-            lambda operator, value: {"operator": operator, "value": value},
-            st.sampled_from(operators),
-            value,
-        )
-
-    is_set = st.sampled_from([{"operator": "is_set"}, {"operator": "not_set"}])
-    text, number = st.sampled_from(TEXTS), st.sampled_from(NUMBERS)
-    if type_ is AttributeType.STRING:
-        parts = ["contains", "not_contains", "starts_with", "not_starts_with", "ends_with"]
-        return st.one_of(
-            test(["equals", "not_equals"], text),
-            test(["in", "not_in"], st.lists(text, min_size=1, max_size=4)),
-            test([*parts, "not_ends_with"], st.sampled_from(NEEDLES)),
-            test(["regex", "not_regex"], st.sampled_from(REGEXES)),
-            is_set,
-        )
-    if type_ is AttributeType.NUMBER:
-        return st.one_of(
-            test(["equals", "not_equals", "greater_than", "at_least", "less_than"], number),
-            test(["between", "not_between"], st.lists(number, min_size=2, max_size=2).map(sorted)),
-            test(["in", "not_in"], st.lists(number, min_size=1, max_size=4)),
-            is_set,
-        )
-    if type_ is AttributeType.BOOLEAN:
-        return test(["equals", "not_equals"], st.booleans()) | is_set
-    if type_ is AttributeType.LIST:
-        return st.one_of(
-            test(["contains", "not_contains"], text),
-            test(
-                ["contains_any", "not_contains_any", "contains_all", "not_contains_all"],
-                st.lists(text, min_size=1, max_size=3),
-            ),
-            test(["length"], comparisons(st.integers(0, 3))),
-            is_set,
-        )
-    day, instant = st.sampled_from(DAYS), st.sampled_from(INSTANTS)
-    pair = st.lists(day, min_size=2, max_size=2) | st.lists(instant, min_size=2, max_size=2)
-    nothing = st.just({"operator": "anniversary_today"})
-    return st.one_of(
-        test(["on"], day),
-        test(["before", "after"], day | instant),
-        test(["between", "not_between"], pair.map(sorted)),
-        test(["in_the_last", "in_the_next", "at_least_ago"], st.sampled_from(SPANS)),
-        test(["anniversary_in_the_next"], st.builds(lambda n: {"days": n}, st.integers(1, 364))),
-        nothing,
-        is_set,
-    )
-
-
-def comparisons(numbers: st.Draw[Any]) -> st.Draw[dict[str, Any]]:
-    names = ["equals", "not_equals", "greater_than", "at_least", "less_than", "at_most"]
-    return st.builds(
-        lambda operator, value: {"operator": operator, "value": value},
-        st.sampled_from(names),
-        numbers,
-    )
-
-
-def frames() -> st.Draw[dict[str, Any]]:
-    day, instant = st.sampled_from(DAYS), st.sampled_from(INSTANTS)
-    pair = st.lists(day, min_size=2, max_size=2) | st.lists(instant, min_size=2, max_size=2)
-    return st.one_of(
-        st.builds(lambda span: {"last": span}, st.sampled_from(SPANS)),
-        st.builds(lambda span: {"at_least_ago": span}, st.sampled_from(SPANS)),
-        st.builds(lambda one: {"before": one}, day | instant),
-        st.builds(lambda one: {"after": one}, day | instant),
-        st.builds(lambda two: {"between": sorted(two)}, pair),
-    )
-
-
-def filters() -> st.Draw[dict[str, Any]]:
-    def on(name: str, type_: AttributeType, explicit: bool) -> st.Draw[dict[str, Any]]:
-        extra = {"type": type_.value} if explicit else {}
-        return _values(type_).map(lambda test: {"property": name, **test, **extra})
-
-    own = st.sampled_from(PATHS).flatmap(
-        lambda path: st.sampled_from(list(AttributeType)).flatmap(lambda t: on(path, t, True))
-    )
-    return st.one_of(
-        on("item", AttributeType.STRING, False),
-        on("amount", AttributeType.NUMBER, False),
-        on("campaign", AttributeType.NUMBER, False),
-        own,
-        on("properties.list", AttributeType.LIST, True),
-    )
-
-
-def _happenings(framed: bool) -> st.Draw[dict[str, Any]]:
-    return st.builds(
-        lambda type_, where, within: {
-            "type": type_,
-            **({"where": where} if where else {}),
-            **({"within": within} if within else {}),
-        },
-        st.sampled_from(TYPES),
-        st.lists(filters(), max_size=2),
-        frames() if framed else st.none() | frames(),
-    )
-
-
-def leaves() -> st.Draw[dict[str, Any]]:
-    names = [*ATTRIBUTES.items(), ("email", AttributeType.STRING)]
-    names += [("email_domain", AttributeType.STRING), ("created_at", AttributeType.DATE)]
-    attribute = st.sampled_from(names).flatmap(
-        lambda pair: _values(pair[1]).map(lambda test: {"attribute": {"name": pair[0], **test}})
-    )
-    measures = st.one_of(
-        st.just({}),
-        comparisons(st.integers(0, 3)).map(lambda one: {"count": one}),
-        st.builds(
-            lambda one, name: {"sum": {"property": name, **one}},
-            comparisons(st.sampled_from(NUMBERS[:6])),
-            st.sampled_from(["amount", "properties.n"]),
-        ),
-    )
-    event = st.builds(
-        lambda happening, measure: {"event": {**happening, **measure}}, _happenings(False), measures
-    )
-    which = st.sampled_from(["any", "all", "none"]) | comparisons(st.integers(0, 3))
-    messages = st.builds(
-        lambda n, which, were, kind, fewer: {
-            "last_messages": {
-                "number": n,
-                "which": which,
-                "were": were,
-                "kind": kind,
-                "if_fewer": fewer,
-            }
-        },
-        st.integers(1, 4),
-        which,
-        st.sampled_from(["opened", "clicked", "ignored"]),
-        st.sampled_from(["marketing", "transactional", "any"]),
-        st.sampled_from(["false", "true", "use_those"]),
-    )
-    return st.one_of(
-        attribute,
-        attribute,
-        event,
-        event,
-        _happenings(True).flatmap(
-            lambda one: st.sampled_from([{"first_time": one}, {"last_time": one}])
-        ),
-        messages,
-        st.builds(
-            lambda topic, status: {
-                "consent": {"channel": "email", "topic": topic, "status": status}
-            },
-            st.sampled_from(["news", "offers"]),
-            st.sampled_from(["subscribed", "unsubscribed", "pending"]),
-        ),
-        st.sampled_from(
-            [
-                {"suppressed": {"channel": "email"}},
-                {"suppressed": {"channel": "email", "reason": "complaint"}},
-                {"member": {"segment": 1}},
-                {"bucket": {"salt": "s", "from": 0, "to": 50}},
-                {"bucket": {"salt": "ß", "from": 12.5, "to": 99.99}},
-            ]
-        ),
-    )
-
-
-def rules() -> st.Draw[dict[str, Any]]:
-    return st.recursive(
-        leaves(),
-        lambda inner: st.one_of(
-            st.lists(inner, max_size=4).map(lambda c: {"all": c}),
-            st.lists(inner, max_size=4).map(lambda c: {"any": c}),
-            st.lists(inner, max_size=3).map(lambda c: {"exactly_one": c}),
-            inner.map(lambda c: {"not": c}),
-        ),
-        depth=3,
-    )
 
 
 # -- people ----------------------------------------------------------------------------------------
@@ -319,14 +105,18 @@ def people(subscriber_id: int) -> st.Draw[Person]:
         }
     )
 
-    def build(profile: Any, happened: Any, consents: Any, segments: Any, gone: Any) -> Person:
+    def build(
+        profile: Any, happened: Any, consents: Any, segments: Any, gone: Any, *rest: Any
+    ) -> Person:
         events: dict[str, list[EventRow]] = {}
         for type_, row in happened:
             events.setdefault(type_, []).append(row)
         for listed in events.values():
             listed.sort(key=lambda row: row.occurred_at)
         suppressions = gone if profile["email"] is not None else []
-        return Person(subscriber_id, profile, events, consents, frozenset(segments), suppressions)
+        return Person(
+            subscriber_id, profile, events, consents, frozenset(segments), suppressions, *rest
+        )
 
     reasons = st.sampled_from(["complaint", "hard_bounce"])
     expiries = st.none() | st.sampled_from([NOW - TICK, NOW, NOW + TICK, NOW + timedelta(days=3)])
@@ -336,19 +126,31 @@ def people(subscriber_id: int) -> st.Draw[Person]:
         st.lists(rows(), max_size=10),
         st.dictionaries(
             st.tuples(st.just("email"), st.sampled_from(["news", "offers"])),
-            st.sampled_from(["subscribed", "unsubscribed", "pending"]),
+            st.builds(
+                Consented,
+                st.sampled_from(["subscribed", "unsubscribed", "pending", "pending"]),
+                expiries,
+            ),
         ),
         st.sets(st.integers(1, 2)),
         st.lists(st.builds(Suppression, reasons, expiries), max_size=1),
+        st.dictionaries(st.sampled_from([*ATTRIBUTES, "time_zone"]), instants()),
+        st.dictionaries(
+            st.sampled_from(PREDICTIONS), st.sampled_from([None, float("nan"), *NUMBERS])
+        ),
     )
 
 
 # -- the same people in a database -----------------------------------------------------------------
 
 
+READ = ("profiles", "consents", "suppressions", "events", "memberships", "attribute_times")
+READ += ("predictions",)
+
+
 def empty_database() -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect(config={"threads": 1})
-    for name in ("profiles", "consents", "suppressions", "events", "memberships"):
+    for name in READ:
         table = TABLES[name]
         columns = [f"{column} {type_}" for column, type_ in table.columns]
         if table.has_attributes:
@@ -369,6 +171,23 @@ def _fill(connection: Any, table: str, names: list[str], values: list[tuple[Any,
         )
 
 
+def _event_rows(everybody: list[Person]) -> list[tuple[Any, ...]]:
+    """The events of everybody and those that must not count, in no order."""
+    random = Random(5)
+    rows = [(10**9, type_, NOW, 1, 1, "Oslo", 1.0, None, None) for type_ in TYPES]
+    for one in everybody:
+        for type_, listed in one.events.items():
+            judged = [None, 0.5, 1.0] if type_ in ("opened", "clicked") else [None, 0.1, 0.9]
+            rows += [(one.subscriber_id, type_, *row, random.choice(judged)) for row in listed]
+        for row in one.events.get("sent", ()):
+            at = row.occurred_at + timedelta(seconds=random.randint(-5, 5))
+            machine = row._replace(occurred_at=at, properties=random.choice(PROPERTIES))
+            acts = [("opened", 0.0), ("clicked", 0.4999999)]
+            rows += [(one.subscriber_id, type_, *machine, human) for type_, human in acts]
+    random.shuffle(rows)
+    return rows
+
+
 def store(connection: duckdb.DuckDBPyConnection, everybody: list[Person]) -> None:
     """Replaces what the database holds by these people. Addresses are made different."""
     columns = list(everybody[0].profile)
@@ -378,20 +197,25 @@ def store(connection: duckdb.DuckDBPyConnection, everybody: list[Person]) -> Non
         ["subscriber_id", *columns],
         [(one.subscriber_id, *(one.profile[c] for c in columns)) for one in everybody],
     )
-    events = [
-        (one.subscriber_id, type_, *row)
-        for one in everybody
-        for type_, listed in one.events.items()
-        for row in listed
-    ]
-    names = ["occurred_at", "campaign_id", "message_key", "item", "amount", "properties"]
-    strangers = [(10**9, type_, NOW, 1, 1, "Oslo", 1.0, None) for type_ in TYPES]
-    _fill(connection, "events", ["subscriber_id", "type", *names], events + strangers)
+    names = ["occurred_at", "campaign_id", "message_key", "item", "amount", "properties", "human"]
+    _fill(connection, "events", ["subscriber_id", "type", *names], _event_rows(everybody))
     _fill(
         connection,
         "consents",
-        ["subscriber_id", "channel", "topic", "status"],
-        [(one.subscriber_id, *key, s) for one in everybody for key, s in one.consents.items()],
+        ["subscriber_id", "channel", "topic", "status", "expires_at"],
+        [(one.subscriber_id, *key, *c) for one in everybody for key, c in one.consents.items()],
+    )
+    _fill(
+        connection,
+        "attribute_times",
+        ["subscriber_id", "name", "changed_at"],
+        [(one.subscriber_id, *pair) for one in everybody for pair in one.attribute_times.items()],
+    )
+    _fill(
+        connection,
+        "predictions",
+        ["subscriber_id", "name", "value"],
+        [(one.subscriber_id, *pair) for one in everybody for pair in one.predictions.items()],
     )
     _fill(
         connection,
@@ -420,7 +244,7 @@ def distinct_addresses(everybody: list[Person]) -> list[Person]:
         email = email and compared("email", email)
         if email in seen:
             profile = {**one.profile, "email": None}
-            one = Person(one.subscriber_id, profile, one.events, one.consents, one.memberships)
+            one = replace(one, profile=profile, suppressions=())
         elif email is not None:
             seen.add(email)
         kept.append(one)

@@ -81,7 +81,13 @@ def test_a_rule_says_the_same_where_nobody_has_the_attribute(seed: int) -> None:
     random = Random(seed)
     gone = {f"attr_{name}" for name in ATTRIBUTES if random.random() < 0.6}
     everybody = [
-        replace(one, profile={**one.profile, **dict.fromkeys(gone)})
+        replace(
+            one,
+            profile={**one.profile, **dict.fromkeys(gone)},
+            attribute_times={
+                name: at for name, at in one.attribute_times.items() if f"attr_{name}" not in gone
+            },
+        )
         for one in crowds(12).draw(random)
     ]
     with empty_database() as database:
