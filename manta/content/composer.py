@@ -79,6 +79,11 @@ class Composed:
 
 
 _NOTHING = Composed("", "", b"")
+_OWN_LINKS = {
+    "view_url": TokenKind.VIEW,
+    "preferences_url": TokenKind.PREFERENCES,
+    "confirm_url": TokenKind.CONFIRM,
+}
 
 
 class Draft:
@@ -212,9 +217,11 @@ class Composer:
 
     def render(self, row: Mapping[str, Any], ref: MessageRef) -> Rendered:
         values = clean_values(row, self.mail.attributes)
-        if self.mail.has_view_link:
-            values["view_url"] = self._url(TokenKind.VIEW, ref)
-        ref = self._acting(ref)
+        acting = self._acting(ref)
+        for name in self.mail.own_links:
+            kind = _OWN_LINKS[name]
+            values[name] = self._url(kind, ref if kind is TokenKind.VIEW else acting)
+        ref = acting
         values["unsubscribe_url"] = self._url(TokenKind.UNSUBSCRIBE, ref)
         self._add_links(values, ref)
         pixel = self._url(TokenKind.OPEN, ref) if self.settings.track_opens else ""

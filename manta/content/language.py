@@ -1,10 +1,10 @@
 """The template language: a small, closed part of Jinja2.
 
 A template sees values, never objects. Names are the person's attributes (``first_name``) and the
-globals ``unsubscribe_url`` and ``view_url``; ``a.b`` and ``a["b"]`` look a key up in a mapping and
-do nothing else, so there is no way to Python's own attributes. Nothing can be called; filters are
-those of ``manta.content.filters``. A known attribute that a person lacks prints nothing, is false,
-and equals the empty text; an unknown name is the lint's business before launch.
+links of ``GLOBALS``; ``a.b`` and ``a["b"]`` look a key up in a mapping and do nothing else, so
+there is no way to Python's own attributes. Nothing can be called; filters are those of
+``manta.content.filters``. A known attribute that a person lacks prints nothing, is false, and
+equals the empty text; an unknown name is the lint's business before launch.
 
 Limits, so that a hostile template fails its own message and nothing else:
 
@@ -42,7 +42,7 @@ LOOP_DEPTH_MAX = 3
 NODES_MAX = 20_000
 ASSIGNMENTS_MAX = 50
 OUTPUT_CHARACTERS_MAX = 1_000_000
-GLOBALS = ("unsubscribe_url", "view_url")
+GLOBALS = ("unsubscribe_url", "view_url", "preferences_url", "confirm_url")
 RESERVED_NAMES = frozenset({"loop", "self", "super", "caller", "varargs", "kwargs", "_"})
 
 _OUTPUT_PIECES = 128

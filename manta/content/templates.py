@@ -110,7 +110,8 @@ class CompiledMail:
             used.update(names_used(tree))
         #: The attributes of a person that the parts use: what has to be read for each message.
         self.attributes: tuple[str, ...] = tuple(sorted(set(used) - set(GLOBALS)))
-        self.has_view_link = "view_url" in used
+        #: The links of its own, besides ``unsubscribe_url``, that the parts use.
+        self.own_links: tuple[str, ...] = tuple(sorted(set(used) & set(GLOBALS[1:])))
 
         self._subject = Part(clean_text(template.subject), "subject", html=False)
         self._from_name = Part(clean_text(template.from_name), "from_name", html=False)
@@ -184,8 +185,7 @@ def preview(template: MailTemplate | CompiledMail, row: Mapping[str, Any]) -> Pr
     """The texts that a person with these values would get. Raises ``TemplateError``."""
     mail = template if isinstance(template, CompiledMail) else CompiledMail(template)
     values = clean_values(row, mail.attributes)
-    values["unsubscribe_url"] = "#unsubscribe"
-    values["view_url"] = "#view"
+    values.update((name, f"#{name.removesuffix('_url')}") for name in GLOBALS)
     values.update((f"_c{link.position}", link.url) for link in mail.links if link.url)
     rendered = mail.render(values, lambda _, url: safe_address(url))
     return Preview(

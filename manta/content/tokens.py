@@ -61,6 +61,8 @@ class TokenKind(IntEnum):
     CLICK = 2
     UNSUBSCRIBE = 3
     VIEW = 4
+    PREFERENCES = 5
+    CONFIRM = 6
 
 
 # The first path segment of a token's URL: <base>/<segment>/<token>.
@@ -69,7 +71,10 @@ PATHS = {
     TokenKind.CLICK: "c",
     TokenKind.UNSUBSCRIBE: "u",
     TokenKind.VIEW: "v",
+    TokenKind.PREFERENCES: "p",
+    TokenKind.CONFIRM: "s",
 }
+# 16 bytes at most (RFC 7693): of a longer name the beginning, which tells the kinds apart.
 _PERSONS = {kind: f"manta.{kind.name.lower()}".encode()[:16] for kind in TokenKind}
 _VERP_PERSON = b"manta.verp"
 _MAILTO_PERSON = b"manta.mailto"

@@ -63,6 +63,12 @@ def checked(fields: Mapping[str, Any], reader: Reader) -> Document:
     }
     if fields.get("from_email"):
         document["from_email"] = check_address(str(fields["from_email"]), "from_email")
+    if "email" in document["channels"] and not (document["from_email"] or document["templates"]):
+        raise InvalidRequest(
+            "confirmation mails of this topic have no sender",
+            path="from_email",
+            expected="an address at a sending domain, or templates",
+        )
     return document
 
 
