@@ -263,10 +263,12 @@ OUTBOX = Table(
         ("due_at", "TIMESTAMP"),  # set exactly while waiting
         ("status", "USMALLINT"),  # HTTP status of the last attempt
         ("answer", "VARCHAR"),  # the beginning of its body, or why there was none
+        ("sequence", "BIGINT"),  # the order of commit in this shard
         ("created_at", "TIMESTAMP"),
         ("changed_at", "TIMESTAMP"),
     ),
     key=("endpoint_id", "delivery_id"),
+    born="created_at",
 )
 # People who are to be erased: unreadable at once, gone from every file when the row goes too.
 ERASURES = Table(
