@@ -18,6 +18,7 @@ from manta.command import Change, Op
 from manta.schema import ALIASES, ERASURES
 
 UNDONE = "undone"
+HIDING = frozenset({ALIASES.name, ERASURES.name})  # what it is said by
 # Holds of an event that may be seen; for the database and for the views of the lake.
 VISIBLE = (
     "(merge_id IS NULL OR merge_id NOT IN"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from datetime import datetime
 from urllib.parse import urlsplit
 
 import duckdb
@@ -25,35 +26,64 @@ from manta.clock import SystemClock
 from manta.rules import meaning
 from manta.schema import TABLES, Table
 from manta.store.flush import DELETED, SEQUENCE
-from manta.store.hiding import VISIBLE
+from manta.store.hiding import HIDING, VISIBLE
 from manta.store.manifest import FileEntry, Manifest, Manifests
 from manta.store.objects import ObjectStore, open_objects
 from manta.store.objects_s3 import S3Objects
+from manta.store.past import turn_back
 from manta.store.statements import arrow_schema
 
+CORRECTIONS = "traffic_corrections"
 _SHARD = re.compile(r"/shard=(\d+)/")
 
 
 def open(
-    root: str, workspace: str = "default", shards: Sequence[int] | None = None
+    root: str,
+    workspace: str = "default",
+    shards: Sequence[int] | None = None,
+    as_of: datetime | None = None,
+    threads: int | None = None,
 ) -> duckdb.DuckDBPyConnection:
     """A connection with the views ``events``, ``profiles``, ``consents``, ``ledger``, ….
 
     ``root`` is the storage root (``file://`` or ``s3://``); ``shards`` limits it to some of them.
+    With ``as_of`` (naive UTC) the views of people are what they were then (``manta.store.past``).
     Raises ``StoreUnavailable``, ``Damaged`` (a manifest that cannot be read).
     """
     objects = open_objects(root)
     found = manifests(objects, workspace)
     chosen = [m for shard, m in found.items() if shards is None or shard in shards]
-    connection = duckdb.connect(":memory:")
+    return of_manifests(objects, chosen, as_of, threads)
+
+
+def of_manifests(
+    objects: ObjectStore,
+    chosen: Sequence[Manifest],
+    as_of: datetime | None = None,
+    threads: int | None = None,
+) -> duckdb.DuckDBPyConnection:
+    """The same over these very manifests."""
+    connection = duckdb.connect(":memory:", config={"threads": threads} if threads else {})
     connection.execute("SET TimeZone = 'UTC'")
     meaning.register(connection)  # what the SQL of a rule calls
     # Events last: their view looks at others.
+    filed = {name for manifest in chosen for name, files in manifest.files.items() if files}
     for table in sorted(TABLES.values(), key=lambda table: not table.key):
         files = [file for manifest in chosen for file in manifest.files.get(table.name, ())]
         source = _source(connection, objects, table, files) if files else None
-        connection.execute(f"CREATE VIEW {table.name} AS {_view(table, source)}")
+        is_whole = len(files) == len({shard_of(file.path) for file in files})
+        view = _view(table, source, filed, is_whole)
+        connection.execute(f"CREATE VIEW {table.name} AS {view}")
+    if as_of is not None:
+        turn_back(connection, as_of)
     return connection
+
+
+def shard_of(path: str) -> int:
+    """The shard in whose folder a file lies."""
+    found = _SHARD.search(path)
+    assert found is not None, path
+    return int(found.group(1))
 
 
 def manifests(objects: ObjectStore, workspace: str = "default") -> dict[int, Manifest]:
@@ -69,22 +99,27 @@ def manifests(objects: ObjectStore, workspace: str = "default") -> dict[int, Man
     return found
 
 
-def _view(table: Table, source: str | None) -> str:
-    """The view's query. An empty relation first fixes names and types of the fixed columns."""
+def _view(table: Table, source: str | None, filed: set[str], is_whole: bool) -> str:
+    """The view's query. An empty relation first fixes names and types of the fixed columns.
+
+    What the lake has nothing of is not looked at: no corrections, nobody hidden, no second file in
+    which a key could stand again.
+    """
     typed = ", ".join(f"NULL::{sql_type} AS {name}" for name, sql_type in table.columns)
     empty = f"SELECT {typed}, NULL::INTEGER AS shard WHERE false"
     if source is None:
         return empty
     if not table.key:
-        return (
-            f"SELECT e.* REPLACE (coalesce(c.human, e.human) AS human) FROM"
-            f" ({empty} UNION ALL BY NAME SELECT * FROM {source}) e"
-            " LEFT JOIN traffic_corrections c USING (subscriber_id, event_id)"
-            f" WHERE {VISIBLE}"
-        )
+        rows = f"{empty} UNION ALL BY NAME SELECT * FROM {source}"
+        if CORRECTIONS in filed:
+            rows = (
+                f"SELECT e.* REPLACE (coalesce(c.human, e.human) AS human) FROM ({rows}) e"
+                f" LEFT JOIN {CORRECTIONS} c USING (subscriber_id, event_id)"
+            )
+        return f"SELECT * FROM ({rows}) WHERE {VISIBLE}" if filed & HIDING else rows
     key = ", ".join(table.key)
     last = f"row_number() OVER (PARTITION BY shard, {key} ORDER BY {SEQUENCE} DESC) = 1"
-    rows = f"SELECT * FROM {source} QUALIFY {last}"
+    rows = f"SELECT * FROM {source}" + ("" if is_whole else f" QUALIFY {last}")
     return (
         f"{empty} UNION ALL BY NAME "
         f"SELECT * EXCLUDE ({SEQUENCE}, {DELETED}) FROM ({rows}) WHERE NOT {DELETED}"
