@@ -191,6 +191,7 @@ def build_shard(settings: Settings, shard: int) -> ShardActor:
     from manta.delivery import queries as delivery_queries
     from manta.delivery.hooks import HookSettings, delivery_hooks
     from manta.events import queries as event_queries
+    from manta.ingestion import quarantine
     from manta.people import queries as people_queries
     from manta.rules import queries as rule_queries
     from manta.store.queries import Queries
@@ -226,6 +227,7 @@ def build_shard(settings: Settings, shard: int) -> ShardActor:
         people_queries.QUERIES,
         event_queries.QUERIES,
         rule_queries.QUERIES,
+        quarantine.QUERIES,
         delivery_queries.QUERIES,
     )
     gap_s = S3_APPEND_GAP_S if settings.root.startswith("s3://") else 0.0

@@ -17,7 +17,9 @@ from manta.clock import ManualClock
 from manta.definitions import SCOPES
 from manta.delivery import queries as delivery_queries
 from manta.errors import NotReady
+from manta.events import queries as event_queries
 from manta.ids import even_ranges
+from manta.ingestion import quarantine
 from manta.people import queries as people_queries
 from manta.rules import queries as rule_queries
 from manta.store.documents import Documents
@@ -69,7 +71,13 @@ class House:
         catalog = Catalog(documents, self._end, self.clock, "default", SHARDS)
         self.calls.roles["catalog"] = catalog
         await catalog.start()
-        queries = Queries(people_queries.QUERIES, rule_queries.QUERIES, delivery_queries.QUERIES)
+        queries = Queries(
+            people_queries.QUERIES,
+            event_queries.QUERIES,
+            rule_queries.QUERIES,
+            quarantine.QUERIES,
+            delivery_queries.QUERIES,
+        )
         for n in range(SHARDS):
 
             def open_store(shard: int = n) -> ShardStore:
