@@ -164,16 +164,18 @@ def run_merge(
         params: list[object] = [list(paths)]
         if merge.part.table == KEYS:
             params.append(keys_since)
-        if not merge.by_month:
-            outputs = [_write(connection, query, params, scratch, merge.part.month)]
-        else:
-            months = _months(merge.inputs)
-            outputs = [
-                _write(connection, _of_month(query), [*params, first, after], scratch, month)
-                for month, first, after in months
+        is_event, month = merge.part.table == EVENTS.name, merge.part.month
+        asked = [(query, params, month)]
+        if merge.by_month:
+            asked = [
+                (_of_month(query), [*params, first, after], month)
+                for month, first, after in _months(merge.inputs)
             ]
-        is_event = merge.part.table == EVENTS.name
-        return [_measure(connection, out, is_event) for out in outputs if out[0] is not None]
+        outputs = [
+            write_file(connection, sql, values, scratch / f"{month}.parquet", is_event, month)
+            for sql, values, month in asked
+        ]
+        return [output for output in outputs if output is not None]
     finally:
         connection.close()
 
@@ -218,28 +220,27 @@ def _months(inputs: Iterable[FileEntry]) -> list[tuple[str, datetime, datetime]]
     return months
 
 
-def _write(
+def write_file(
     connection: duckdb.DuckDBPyConnection,
     query: str,
     params: list[object],
-    scratch: Path,
-    month: str,
-) -> tuple[Path | None, str]:
-    target = scratch / f"merged-{month or 'all'}.parquet"
+    target: Path,
+    is_event: bool,
+    month: str = "",
+) -> MergedFile | None:
+    """The rows of a query as a file of the lake; ``None`` where there are none."""
     metadata = ", ".join(f"'{key}': '{value}'" for key, value in FORMAT_METADATA.items())
     copied = connection.execute(
         f"COPY ({query}) TO '{_quoted(target)}' (FORMAT parquet, COMPRESSION zstd, "
         f"ROW_GROUP_SIZE {ROW_GROUP_ROWS}, KV_METADATA {{{metadata}}})",
         params,
     ).fetchone()
-    return (target, month) if copied and copied[0] else (None, month)
+    return _measured(connection, target, month, is_event) if copied and copied[0] else None
 
 
-def _measure(
-    connection: duckdb.DuckDBPyConnection, output: tuple[Path | None, str], is_event: bool
+def _measured(
+    connection: duckdb.DuckDBPyConnection, path: Path, month: str, is_event: bool
 ) -> MergedFile:
-    path, month = output
-    assert path is not None
     bounds = None
     if is_event:
         bounds = connection.execute(

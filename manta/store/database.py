@@ -114,6 +114,10 @@ class Reader:
         self._connection.begin()
         self._connection.execute("SELECT 1 FROM events LIMIT 1").fetchall()
 
+    def release(self) -> None:
+        """Let go of the state that ``pin`` holds; the cursor may be pinned again."""
+        self._connection.rollback()
+
     def interrupt(self) -> None:
         """Stop the statement that runs on this cursor; may be called from another thread."""
         self._connection.interrupt()
@@ -361,6 +365,20 @@ class ShardDatabase(Reader):
         self._answers.clear()
         self._connection.begin()
         self._connection.execute(f"DELETE FROM {table} WHERE {where}", list(params))
+        self._connection.commit()
+
+    def rewrite_texts(self, table: str, columns: Sequence[str], shown: str, pattern: str) -> None:
+        """Write texts anew in which the pattern is found, in a transaction of its own; not a change
+        of the state. ``shown`` is the SQL of the new text, with ``{column}`` and the pattern as its
+        parameters."""
+        self._connection.begin()
+        for column in columns:
+            new = shown.format(column=column)
+            self._connection.execute(
+                f"UPDATE {table} SET {column} = {new}"
+                f" WHERE {column} IS NOT NULL AND regexp_matches({column}, ?)",
+                [pattern] * (new.count("?") + 1),
+            )
         self._connection.commit()
 
     def correct_events(self) -> None:

@@ -66,7 +66,7 @@ class Maintenance:
         clock: Clock,
     ) -> None:
         self._objects, self._manifests, self._journal = objects, manifests, journal
-        self._lake_prefix, self._settings, self._clock = lake_prefix, settings, clock
+        self._lake_prefix, self.settings, self._clock = lake_prefix, settings, clock
         self.figures = MaintenanceFigures()
         self.manifest = Manifest(0, "", 0, 0)
         self._merges = 0
@@ -84,7 +84,7 @@ class Maintenance:
         files: Files = {table: tuple(entries) for table, entries in self.manifest.files.items()}
         for table, entries in written.items():
             files[table] = (*files.get(table, ()), *entries)
-        self._publish(
+        self.publish(
             replace(self.manifest, journal_sequence=snapshot.sequence, files=self._living(files))
         )
         self.figures.flushes += 1
@@ -95,7 +95,7 @@ class Maintenance:
     def compact(self) -> int:
         """Do the merges that are due, a few at most; how many."""
         for done in range(_MERGES_MAX):
-            merge = plan(self.manifest.files, self._settings)
+            merge = plan(self.manifest.files, self.settings)
             if merge is None:
                 return done
             self._do(merge)
@@ -113,36 +113,46 @@ class Maintenance:
             tempfile.TemporaryDirectory(prefix="manta-merge-") as scratch,
             local_files(self._objects, merge.inputs) as paths,
         ):
-            memory_mb = self._settings.maintenance_memory_mb
+            memory_mb = self.settings.maintenance_memory_mb
             outputs = run_merge(merge, paths, Path(scratch), memory_mb, keys_since)
             entries = [self._store(merge, output) for output in outputs]
         part = merge.part
         files = dict(self.manifest.files)
         left = [file for file in files[part.table] if file not in merge.inputs]
         files[part.table] = (*left, *entries)
-        self._publish(replace(self.manifest, files=files))
+        self.publish(replace(self.manifest, files=files))
         self.figures.merges += 1
         self.figures.merged_bytes += sum(entry.size_bytes for entry in entries)
 
     def _store(self, merge: Merge, output: MergedFile) -> FileEntry:
-        self._merges += 1
-        sequence_to = max(file.sequence_to for file in merge.inputs)
         folder = f"{self._lake_prefix}/{merge.part.table}"
         if output.month:
             folder = f"{folder}/{output.month}"
+        sequence_from = min(file.sequence_from for file in merge.inputs)
+        sequence_to = max(file.sequence_to for file in merge.inputs)
+        return self._put(folder, merge.part.kind, sequence_from, sequence_to, output)
+
+    def store_rewritten(self, file: FileEntry, output: MergedFile) -> FileEntry:
+        """Some of a file's rows in a new file in the place of the old one."""
+        folder = file.path.rpartition("/")[0]
+        return self._put(folder, file.kind, file.sequence_from, file.sequence_to, output)
+
+    def _put(
+        self, folder: str, kind: str, sequence_from: int, sequence_to: int, output: MergedFile
+    ) -> FileEntry:
         # Never a name that was used before: a manifest of unknown outcome may name that file.
+        self._merges += 1
         epoch = self.manifest.epoch
-        name = f"{epoch:06d}-{sequence_to:012d}-m{self._merges:06d}-{merge.part.kind}.parquet"
-        path = f"{folder}/{name}"
+        path = f"{folder}/{epoch:06d}-{sequence_to:012d}-m{self._merges:06d}-{kind}.parquet"
         self._objects.put_file(path, str(output.local))
         return FileEntry(
             path=path,
             rows=output.rows,
             size_bytes=output.size_bytes,
-            kind=merge.part.kind,
+            kind=kind,
             min_time=output.min_time,
             max_time=output.max_time,
-            sequence_from=min(file.sequence_from for file in merge.inputs),
+            sequence_from=sequence_from,
             sequence_to=sequence_to,
         )
 
@@ -153,7 +163,8 @@ class Maintenance:
         keys = tuple(e for e in files.get(KEYS, ()) if e.max_time is None or e.max_time >= oldest)
         return kept | ({KEYS: keys} if keys else {})
 
-    def _publish(self, manifest: Manifest) -> None:
+    def publish(self, manifest: Manifest) -> None:
+        """Make this the newest manifest: its files are durable already."""
         self.manifest = self._manifests.publish(manifest)
         self._count()
 

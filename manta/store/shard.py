@@ -328,7 +328,7 @@ class ShardStore:
                 # command's rows at once this time, so that the one that errs is known.
                 one_by_one = one_by_one or again.index is None
                 self.figures.reruns += 1
-                self.database.rollback()
+                self._undo()
 
     def _decide_one(
         self, index: int, command: Command, run: _Run, failed: dict[int, Outcome]
@@ -418,7 +418,7 @@ class ShardStore:
         try:
             sequence = self.journal.append(body)
         except (StoreUnavailable, InvalidRequest) as refusal:  # InvalidRequest: too large
-            self.database.rollback()
+            self._undo()
             self.figures.appends_refused += 1
             return refusal
         except (Fenced, OutcomeUnknown, Damaged) as error:
@@ -432,6 +432,11 @@ class ShardStore:
         self._committed(group)
         self._watch(group.changes)
         return None
+
+    def _undo(self) -> None:
+        """Back to what is committed; what decisions noted of the rest is forgotten with it."""
+        self.database.rollback()
+        self.database.hints.clear()
 
     def _committed(self, group: Group) -> None:
         self.keys.add(group.keys, group.at)
@@ -542,6 +547,10 @@ class ShardStore:
 
     def close(self) -> None:
         self.database.close()
+
+    def now(self) -> datetime:
+        """The instant of what is done now."""
+        return self._now()
 
     def _now(self) -> datetime:
         """The clock, but never earlier than a group before."""
