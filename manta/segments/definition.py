@@ -81,7 +81,8 @@ def not_live(whole: Rule) -> str:
 
 
 def shard_body(document: Document, reader: Reader) -> Document:
-    """What shards need: the rule whole, and the types of the attributes that it names."""
+    """What shards, and the lake through them, know of a segment: its rule whole, and the types of
+    the attributes that it names; only a live one is kept by shards."""
     body: Document = {
         "name": document["name"],
         "type": document.get("type", RULE),
@@ -89,7 +90,7 @@ def shard_body(document: Document, reader: Reader) -> Document:
         "rule": None,
         "attributes": {},
     }
-    if not body["live"]:
+    if body["type"] != RULE:
         return body
     types = attribute_types(reader)
     whole = with_segments(parse(document["rule"], types), lambda id: _rule(reader, id))

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from manta.clock import SystemClock
 from manta.rules import meaning
-from manta.schema import TABLES, Table
+from manta.schema import ATTRIBUTE_PREFIX, SQL_TYPES, TABLES, AttributeType, Table
 from manta.store.flush import DELETED, SEQUENCE
 from manta.store.hiding import HIDING, VISIBLE
 from manta.store.manifest import FileEntry, Manifest, Manifests
@@ -77,6 +77,16 @@ def of_manifests(
     if as_of is not None:
         turn_back(connection, as_of)
     return connection
+
+
+def attribute_types(connection: duckdb.DuckDBPyConnection) -> dict[str, AttributeType]:
+    """The attributes that people here have, with the types that rules see."""
+    kinds = {sql_type: kind for kind, sql_type in SQL_TYPES.items()}
+    return {
+        name.removeprefix(ATTRIBUTE_PREFIX): kinds[sql_type]
+        for name, sql_type, *_ in connection.sql("DESCRIBE profiles").fetchall()
+        if name.startswith(ATTRIBUTE_PREFIX)
+    }
 
 
 def shard_of(path: str) -> int:
