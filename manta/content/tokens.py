@@ -63,6 +63,7 @@ class TokenKind(IntEnum):
     VIEW = 4
     PREFERENCES = 5
     CONFIRM = 6
+    VISIT = 7  # stands in no mail: a click takes it along to the site (manta.ingestion.visits)
 
 
 # The first path segment of a token's URL: <base>/<segment>/<token>.
