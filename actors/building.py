@@ -194,6 +194,8 @@ def build_shard(settings: Settings, shard: int) -> ShardActor:
     from manta.ingestion import quarantine
     from manta.people import queries as people_queries
     from manta.rules import queries as rule_queries
+    from manta.segments import queries as segment_queries
+    from manta.segments.notes import Notes
     from manta.store.queries import Queries
     from manta.store.settings import ShardSettings
     from manta.store.shard import ShardStore
@@ -211,6 +213,8 @@ def build_shard(settings: Settings, shard: int) -> ShardActor:
         },
     )
 
+    notes = Notes(clock)
+
     def open_store() -> ShardStore:
         return ShardStore(
             objects,
@@ -221,12 +225,14 @@ def build_shard(settings: Settings, shard: int) -> ShardActor:
             SystemRandom(),
             shard_settings,
             delivery_hooks(clock, HookSettings(lease_deadline_s=settings.lease_deadline_s)),
+            watch=notes.add,
         )
 
     queries = Queries(
         people_queries.QUERIES,
         event_queries.QUERIES,
         rule_queries.QUERIES,
+        segment_queries.QUERIES,
         quarantine.QUERIES,
         delivery_queries.QUERIES,
     )
@@ -238,6 +244,7 @@ def build_shard(settings: Settings, shard: int) -> ShardActor:
         exit_process,
         queries,
         ShardActorSettings(append_gap_s=gap_s),
+        notes,
     )
 
 

@@ -1,8 +1,9 @@
 """The actor of one shard: a bounded mailbox, one writer, readers beside it.
 
 Owns a ``ShardStore`` and the threads around it: one that writes (recovery, groups, hooks), one for
-flush and compaction, a few that read. **Invariant:** only the writer's thread touches the store's
-transaction, and a caller has its answer only after the group's journal entry.
+flush and compaction, a few that read, and two for live segments (``actors.evaluating``).
+**Invariant:** only the writer's thread touches the store's transaction, and a caller has its answer
+only after the group's journal entry.
 
 The writer takes what has gathered while the last group was on its way (group commit clocks
 itself), answers, then tells others what the commands asked for. An idle shard sleeps until the
@@ -24,17 +25,20 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 
+from actors.evaluating import Evaluating, EvaluatingSettings
 from manta.clock import Clock, as_text
 from manta.command import Command, Push
 from manta.errors import (
     Damaged,
     Fenced,
     InvalidRequest,
+    NotFound,
     NotReady,
     OutcomeUnknown,
     Overloaded,
     StoreUnavailable,
 )
+from manta.segments.notes import Notes
 from manta.store.queries import Queries
 from manta.store.shard import Outcome, ShardStore, Stopped
 
@@ -63,6 +67,7 @@ class ShardActorSettings:
     query_timeout_s: float = 30.0
     recovery_retry_s: float = 1.0
     maintenance_retry_s: float = 5.0
+    evaluating: EvaluatingSettings = field(default_factory=EvaluatingSettings)
 
 
 @dataclass
@@ -105,7 +110,8 @@ class ShardActor:
 
     ``open_store`` makes a store that is not yet recovered, with a new nonce at each call.
     ``push(role, method, *arguments)`` tells another actor something, without waiting or raising.
-    ``exit_process(reason)`` ends the process.
+    ``exit_process(reason)`` ends the process. ``notes`` is the watch that ``open_store`` gives its
+    stores; without it no segment is live.
     """
 
     def __init__(
@@ -116,11 +122,14 @@ class ShardActor:
         exit_process: Callable[[str], Any],
         queries: Queries | None = None,
         settings: ShardActorSettings | None = None,
+        notes: Notes | None = None,
     ) -> None:
         self._open_store, self._push, self._clock = open_store, push, clock
         self._exit_process = exit_process
         self._queries = queries or Queries()
         self._settings = settings or ShardActorSettings()
+        self._notes = notes
+        self._evaluating: Evaluating | None = None
         self._store: ShardStore | None = None
         self._not_ready = "the shard has not begun to recover"
         self._mailbox = _Mailbox()
@@ -164,6 +173,11 @@ class ShardActor:
                 return
         self._recovery_s = self._clock.monotonic() - started_s
         self._store, self._not_ready = store, ""
+        if self._notes is not None:
+            self._evaluating = Evaluating(
+                store, self._notes, self.execute, self._clock, self._settings.evaluating
+            )
+            self._keep(self._evaluating.run())
         self._keep(self._write_forever(store))
         self._maintain_soon(store)
 
@@ -183,6 +197,8 @@ class ShardActor:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for threads in (self._writer_thread, self._maintenance_thread, self._reader_threads):
             threads.shutdown(wait=True)
+        if self._evaluating is not None:
+            self._evaluating.close()
         if self._store is not None:
             self._store.close()
             self._store, self._not_ready = None, "the shard was stopped"
@@ -245,6 +261,13 @@ class ShardActor:
             self._reading -= 1
             running.add_done_callback(lambda ended: _close(reader, ended))
 
+    async def check_drift(self) -> dict[str, Any]:
+        """Evaluate the live segments whole and put right what differs; see ``Evaluating``."""
+        self._ready()
+        if self._evaluating is None:
+            raise NotFound("this shard keeps no live segments", path="drift")
+        return await self._evaluating.check_drift()
+
     async def status(self) -> dict[str, Any]:
         """What operators and metrics want to know; always answers."""
         status: dict[str, Any] = {
@@ -282,6 +305,7 @@ class ShardActor:
             "write_amplification": maintenance.write_amplification,
             **vars(figures),
             **vars(maintenance),
+            **(self._evaluating.status() if self._evaluating else {}),
         }
 
     # -- the writer ------------------------------------------------------------------------------
@@ -343,7 +367,7 @@ class ShardActor:
             self._latencies_s.append(ended_s - letter.came_s)
             if not letter.answer.done():
                 letter.answer.set_result(answers)
-        self._tell([push for outcome in outcomes for push in outcome.pushes])
+        self._committed(outcomes)
 
     async def _around_groups(self, store: ShardStore) -> None:
         """Hooks that are due, with the commands they ask for; then a flush if it is time."""
@@ -357,7 +381,7 @@ class ShardActor:
             commands = result.commands
             outcomes = await self._in(self._writer_thread, lambda c=commands: store.execute(c))
             self._log_failures(commands, outcomes)
-            self._tell([push for outcome in outcomes for push in outcome.pushes])
+            self._committed(outcomes)
         self._next_wake = store.next_wake()
         if not self._maintaining and await self._frozen(store):
             self._maintain_soon(store)
@@ -367,6 +391,11 @@ class ShardActor:
         if flush_s is None or flush_s > 0:
             return False
         return await self._in(self._writer_thread, store.freeze)
+
+    def _committed(self, outcomes: Sequence[Outcome]) -> None:
+        if self._evaluating is not None:
+            self._evaluating.wake()
+        self._tell([push for outcome in outcomes for push in outcome.pushes])
 
     def _tell(self, pushes: Sequence[Push]) -> None:
         for push in pushes:

@@ -80,7 +80,9 @@ IDENTITIES = Table(
     ),
     key=("kind", "value"),
 )
-# A merge of two people: `from_id` lives on as `to_id`. In the shards of both; an undone one stays.
+# A merge of two people: `from_id` lives on as `to_id`. In the shards of both; an undone one stays,
+# since it hides copies of events, so a person has as many rows as they were merged, one at most of
+# them not undone.
 ALIASES = Table(
     "aliases",
     (
@@ -93,7 +95,7 @@ ALIASES = Table(
         ("created_at", "TIMESTAMP"),
         ("changed_at", "TIMESTAMP"),
     ),
-    key=("from_id",),
+    key=("from_id", "merge_id"),
 )
 CONSENTS = Table(
     "consents",
@@ -221,6 +223,17 @@ MEMBERSHIPS = Table(
     (("subscriber_id", "BIGINT"), ("segments", "INTEGER[]")),
     key=("subscriber_id",),
 )
+# How many people came to a segment and left it, day by day: its growth.
+SEGMENT_DAYS = Table(
+    "segment_days",
+    (
+        ("segment_id", "INTEGER"),
+        ("day", "TIMESTAMP"),  # its first instant, UTC
+        ("entered", "BIGINT"),
+        ("departed", "BIGINT"),
+    ),
+    key=("segment_id", "day"),
+)
 # What a shard must know of the Catalog's definitions (manta.people.definitions): live segments,
 # caps, topics, endpoints of webhooks.
 DEFINITIONS = Table(
@@ -277,6 +290,7 @@ ERASURES = Table(
         ("subscriber_id", "BIGINT"),
         ("request_id", "VARCHAR"),
         ("requested_at", "TIMESTAMP"),
+        ("named", "VARCHAR"),  # JSON: [kind, value] of what names them, to be looked for in texts
     ),
     key=("subscriber_id",),
 )
@@ -366,6 +380,7 @@ TABLES = {
         LEDGER,
         SENDERS,
         MEMBERSHIPS,
+        SEGMENT_DAYS,
         DEFINITIONS,
         QUARANTINE,
         OUTBOX,

@@ -8,21 +8,24 @@ from manta.people.claims import (
     TakeIdentities,
 )
 from manta.people.consents import SetConsent, Unsubscribe
-from manta.people.memberships import UpdateMemberships
+from manta.people.memberships import ApplyMemberships, EditList, RemoveMembers, Snapshot
 from manta.people.suppressions import LiftSuppression, Suppress
 from manta.people.upsert import Consent, UpsertPeople
 
 __all__ = [
+    "ApplyMemberships",
     "ClaimIdentities",
     "Consent",
+    "EditList",
     "HasIdentity",
     "LiftSuppression",
     "ReleaseIdentity",
+    "RemoveMembers",
     "SetConsent",
     "SettleClaims",
+    "Snapshot",
     "Suppress",
     "TakeIdentities",
     "Unsubscribe",
-    "UpdateMemberships",
     "UpsertPeople",
 ]
