@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -126,10 +127,26 @@ class WebhookSettings:
 
 @dataclass(frozen=True)
 class HttpSettings:
+    """``trusted_proxies``: the networks (10.0.0.0/8) of the proxies before the apps whose
+    X-Forwarded-For is believed; nobody else may be able to connect from there. None: clients'
+    addresses are not known, and what depends on them is off."""
+
     host: str = "127.0.0.1"
     port: int = 8000
     request_timeout_s: float = 30.0
     tracking_replicas: int = 1
+    trusted_proxies: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for text in self.trusted_proxies:
+            try:
+                ip_network(text)
+            except ValueError as error:
+                raise InvalidRequest(
+                    f"{text!r:.60} is no network: {error!s:.80}",
+                    path="http.trusted_proxies",
+                    expected="networks such as 10.0.0.0/8 or fd00::/8",
+                ) from None
 
 
 @dataclass(frozen=True)

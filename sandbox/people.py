@@ -75,7 +75,7 @@ def acts_on(seed: int, address: str, html: str, unsubscribe_url: str) -> list[Ac
 
 
 class _Seen(HTMLParser):
-    """Links that a person may click, and the images that opening loads."""
+    """Links that a person may click (not the decoy, which no person sees), and the images that opening loads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class _Seen(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = dict(attrs)
-        if tag == "a" and "/c/" in (values.get("href") or ""):
+        if tag == "a" and "aria-hidden" not in values and "/c/" in (values.get("href") or ""):
             self.links.append(str(values["href"]))
         if tag == "img" and "/o/" in (values.get("src") or ""):
             self.pixels.append(str(values["src"]))

@@ -33,6 +33,7 @@ from sandbox.provider import Provider, Taken
 WAITING_MAX = 50_000
 HTTP_AT_ONCE = 16
 BY_MAIL_PART = 4  # one of so many who unsubscribe does it by mail
+NOTICED_AFTER_S = 2.5  # no person acts on a mail sooner: see docs/traffic.md
 BROWSER = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
 logger = logging.getLogger("manta.sandbox")
 
@@ -186,7 +187,8 @@ class Town:
         unsubscribe = self._way_to_unsubscribe(address, mail.header("List-Unsubscribe"))
         for act in acts_on(self._settings.seed, address, mail.body("html"), unsubscribe):
             if act.kind != "buy" or self._ingest_url:
-                self._spawn(act.after_s / self._settings.haste, self._act, id, address, act)
+                after_s = NOTICED_AFTER_S + act.after_s / self._settings.haste
+                self._spawn(after_s, self._act, id, address, act)
 
     def _way_to_unsubscribe(self, address: str, header: str) -> str:
         """One of the URIs of List-Unsubscribe, as the person's mail program prefers."""

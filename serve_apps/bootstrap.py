@@ -44,13 +44,15 @@ class AppSpec:
 
 
 async def build_tracking(settings: Settings, handles: Handles) -> App:
+    from manta.traffic.networks import TrustedProxies
     from serve_apps.hits import hit_gatherer
     from serve_apps.links import LinkKeys
+    from serve_apps.preferences.app import Preferences, front
     from serve_apps.tracking import Tracking
 
     keys = LinkKeys(handles.catalog, settings.workspace, handles.clock)
     hits = hit_gatherer(handles.shards, _incarnation(), SystemRandom())
-    return Tracking(handles, keys, hits)
+    return Tracking(handles, keys, hits, TrustedProxies(settings.http.trusted_proxies))
 
 
 async def build_ingest(settings: Settings, handles: Handles) -> App:

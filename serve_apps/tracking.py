@@ -11,6 +11,8 @@ full or not stored within ``CLICK_PATIENCE_S`` goes to its page all the same.
   cookie and without redirect. It is a command of its own with the message as its key.
 - ``GET /v/…`` leads a link that verifies on to the app that composes the page (``api.view``).
 - The links of a test mail name nobody: they do what they say, and nothing is stored.
+- The decoy, which no person sees, leads to a page that says so; it is a click that a machine made.
+- Each hit is stored with the probability that a person did it (``Witness``).
 - ``HEAD`` tells what ``GET`` would and counts nothing; a prefetch, which is not yet a person's act,
   is refused with 503, so that the browser asks again when the person does click.
 
@@ -27,14 +29,16 @@ from typing import Any
 from urllib.parse import quote
 
 from actors.handles import Handles
+from manta.content.links import DECOY_LINK
 from manta.content.tokens import Payload, TokenKind
 from manta.content.unsubscribe import is_one_click
 from manta.errors import MantaError, NotFound, Overloaded
 from manta.ids import NOBODY, encode_id
 from manta.people.consents import Unsubscribe
+from manta.traffic.networks import TrustedProxies
 from serve_apps import landing
 from serve_apps.gather import Gatherer
-from serve_apps.hits import Hit
+from serve_apps.hits import Asked, Hit, Witness
 from serve_apps.limits import (
     BODY_TIME_S,
     CALL_DEADLINE_S,
@@ -95,12 +99,20 @@ logger = logging.getLogger("manta.http")
 class Tracking:
     """The ASGI app: ``hits`` gathers what is counted, ``keys`` verifies links."""
 
-    def __init__(self, handles: Handles, keys: LinkKeys, hits: Gatherer[Hit]) -> None:
+    def __init__(
+        self,
+        handles: Handles,
+        keys: LinkKeys,
+        hits: Gatherer[Hit],
+        trusted: TrustedProxies | None = None,
+    ) -> None:
         self._shards = handles.shards
         self._director = handles.director
         self._clock = handles.clock
         self._keys = keys
         self._hits = hits
+        self._trusted = trusted or TrustedProxies(())
+        self._witness = Witness()
         self._topics: OrderedDict[int, str | None] = OrderedDict()
         self._storing: set[asyncio.Task[Any]] = set()
         self.clicks_not_stored = 0  # answered all the same
@@ -120,7 +132,7 @@ class Tracking:
                 allow = b"GET, HEAD, POST" if kind is TokenKind.UNSUBSCRIBE else b"GET, HEAD"
                 await _send_page(send, 405, landing.NOTHING_HERE, (b"allow", allow))
             else:
-                await self._read(kind, path[3:], method == "HEAD", scope["headers"], send)
+                await self._read(kind, path[3:], method == "HEAD", scope, send)
         except NotFound:
             await _send_page(send, 404, landing.NOT_VALID, head=method == "HEAD")
         except MantaError as error:
@@ -128,7 +140,7 @@ class Tracking:
             await _send_page(send, 503, landing.TRY_AGAIN, _RETRY_AFTER, head=method == "HEAD")
 
     async def _read(
-        self, kind: TokenKind, token: str, head: bool, headers: Headers, send: Send
+        self, kind: TokenKind, token: str, head: bool, scope: Scope, send: Send
     ) -> None:
         said = await self._keys.verify(token, kind)
         if kind is TokenKind.UNSUBSCRIBE:
@@ -139,18 +151,23 @@ class Tracking:
             await send({"type": _START, "status": 302, "headers": [location, *_REDIRECT_HEADERS]})
             await send(_NO_BODY)
             return
-        agent, prefetched = _reader(headers)
+        agent, forwarded, prefetched = _reader(scope["headers"])
+        asked = Asked(agent, self._address(scope, forwarded) if self._trusted.any else "")
+        if head:
+            self._witness.head(
+                said.subscriber_id, said.message_key, said.link, self._clock.monotonic()
+            )
         if prefetched:
             await _send_not_now(send)
         elif kind is TokenKind.OPEN:
-            await self._open(said, head, agent, send)
+            await self._open(said, head, asked, send)
         else:
-            await self._click(said, head, agent, send)
+            await self._click(said, head, asked, send)
 
-    async def _open(self, said: Payload, head: bool, agent: str, send: Send) -> None:
+    async def _open(self, said: Payload, head: bool, asked: Asked, send: Send) -> None:
         if not head and said.subscriber_id != NOBODY:
             try:
-                outcome = await self._add("opened", said, None, agent)
+                outcome = await self._add("opened", said, None, asked)
             except Overloaded as error:
                 outcome = error
             if isinstance(outcome, MantaError):
@@ -159,24 +176,35 @@ class Tracking:
         await send({"type": _START, "status": 200, "headers": [*_PIXEL_HEADERS]})
         await send(_NO_BODY if head else _PIXEL_BODY)
 
-    async def _click(self, said: Payload, head: bool, agent: str, send: Send) -> None:
+    async def _click(self, said: Payload, head: bool, asked: Asked, send: Send) -> None:
         if not head and said.subscriber_id != NOBODY:
             try:
                 async with asyncio.timeout(CLICK_PATIENCE_S):
-                    outcome = await self._add("clicked", said, said.url, agent)
+                    outcome = await self._add("clicked", said, said.url or None, asked)
                 if isinstance(outcome, MantaError):
                     self.clicks_not_stored += 1
             except (Overloaded, TimeoutError):
                 self.clicks_not_stored += 1
+        if said.link == DECOY_LINK:
+            await _send_page(send, 200, landing.DECOY, head=head)
+            return
         location = (b"location", quote(said.url, safe=_URL_SAFE).encode("ascii"))
         await send({"type": _START, "status": 302, "headers": [location, *_REDIRECT_HEADERS]})
         await send(_NO_BODY)
 
-    def _add(self, kind: str, said: Payload, item: str | None, agent: str) -> asyncio.Future[Any]:
+    def _add(self, type: str, said: Payload, item: str | None, asked: Asked) -> asyncio.Future[Any]:
         person, message, campaign = said.subscriber_id, said.message_key, said.campaign_id
-        hit = Hit(person, message, campaign, kind, self._clock.now(), item, agent)
-        size = HIT_OVERHEAD_BYTES + len(agent) + len(item or "")
+        decoy = said.link == DECOY_LINK and type == "clicked"
+        properties, human = self._witness.judged(
+            type, (person, message, said.link), asked, decoy, self._clock.monotonic()
+        )
+        hit = Hit(person, message, campaign, type, self._clock.now(), item, properties, human)
+        size = HIT_OVERHEAD_BYTES + len(properties or "") + len(item or "")
         return self._hits.add(self._shards.of_subscriber(person), hit, size)
+
+    def _address(self, scope: Scope, forwarded: bytes) -> str:
+        peer = scope.get("client")
+        return self._trusted.client(peer[0] if peer else "", forwarded.decode("latin-1"))
 
     async def _unsubscribe(self, token: str, scope: Scope, receive: Receive, send: Send) -> None:
         said = await self._keys.verify(token, TokenKind.UNSUBSCRIBE)
@@ -269,12 +297,14 @@ async def _send_not_now(send: Send) -> None:
     await send(_NO_BODY)
 
 
-def _reader(headers: Headers) -> tuple[str, bool]:
-    """The program that asks, and whether it only fetches ahead."""
-    agent, prefetched = "", False
+def _reader(headers: Headers) -> tuple[str, bytes, bool]:
+    """The program that asks, for whom proxies say that they ask, whether it only fetches ahead."""
+    agent, forwarded, prefetched = "", b"", False
     for name, value in headers:
         if name == b"user-agent":
             agent = value[:USER_AGENT_LENGTH_MAX].decode("latin-1")
+        elif name == b"x-forwarded-for":
+            forwarded = b"%b,%b" % (forwarded, value) if forwarded else value
         elif name in _PURPOSE and b"prefetch" in value.lower():
             prefetched = True
-    return agent, prefetched
+    return agent, forwarded, prefetched

@@ -17,7 +17,7 @@ from typing import Any
 
 from manta.content import dkim, mime
 from manta.content.dkim import DkimSigner
-from manta.content.links import clean_url
+from manta.content.links import DECOY_LINK, clean_url
 from manta.content.templates import (
     CompiledMail,
     MailTemplate,
@@ -138,6 +138,7 @@ class Composer:
             if link.url
         ]
         self._encoded = [encode_piece(raw) for *_, raw in self._links]
+        self._has_decoy = settings.track_clicks and settings.kind != "transactional"
         self._id_domain = self.mail.from_email.rpartition("@")[2]
         workspace = re.sub(r"[^A-Za-z0-9_-]", "-", keyring.current.workspace)[:40]
         self._feedback_id = f"{settings.campaign_id}:{workspace}:{settings.kind}:manta"
@@ -225,7 +226,8 @@ class Composer:
         values["unsubscribe_url"] = self._url(TokenKind.UNSUBSCRIBE, ref)
         self._add_links(values, ref)
         pixel = self._url(TokenKind.OPEN, ref) if self.settings.track_opens else ""
-        return self.mail.render(values, self._signer(ref), pixel)
+        decoy = self._url(TokenKind.CLICK, ref, DECOY_LINK) if self._has_decoy else ""
+        return self.mail.render(values, self._signer(ref), pixel, decoy)
 
     def assemble(
         self, rendered: Rendered, address: str, ref: MessageRef, now: datetime
@@ -264,9 +266,9 @@ class Composer:
             return ""
         return f"{self._keyring.unsubscribe_local_part(ref)}@{self.settings.return_path_domain}"
 
-    def _url(self, kind: TokenKind, ref: MessageRef) -> str:
+    def _url(self, kind: TokenKind, ref: MessageRef, link: int = 0) -> str:
         return self._prefixes[kind] + self._keyring.sign_prepared(
-            kind, ref, self.settings.campaign_id, 0, b"", ""
+            kind, ref, self.settings.campaign_id, link, b"", ""
         )
 
     def _add_links(self, values: dict[str, Any], ref: MessageRef) -> None:

@@ -20,6 +20,7 @@ from manta.content.markup import Kind, Protected, attributes, scan
 from manta.content.tokens import URL_BYTES_MAX
 
 LINKS_MAX = 1_000
+DECOY_LINK = 0xFFFF  # the number of the link that no person sees (docs/traffic.md)
 OPT_OUT = "data-manta-track"
 LINKING_ELEMENTS = frozenset({"a", "area", "v:roundrect", "v:rect", "v:shape", "v:oval"})
 _WEB = re.compile(r"https?://[^/?#\s]", re.IGNORECASE)

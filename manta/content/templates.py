@@ -126,7 +126,7 @@ class CompiledMail:
         page = self._with_preheader(page, protected)
         source, line_of = protected.restore(_with_pixel(page, protected))
         #: About the octets of the HTML part: a signed link is longer than what stands for it.
-        self.page_bytes = len(source.encode()) + _LINK_BYTES * len(links)
+        self.page_bytes = len(source.encode()) + _LINK_BYTES * (len(links) + 1)
         self._html = Part(source, "html", html=True, line_of=line_of)
 
     def _text_part(self, protected: Protected) -> Part:
@@ -151,17 +151,19 @@ class CompiledMail:
         values: dict[str, Any],
         sign: Callable[[int, str], str],
         pixel: str = "",
+        decoy: str = "",
     ) -> Rendered:
         """One person's texts.
 
         ``values`` holds what ``clean_values`` gave, the globals, and ``_c0``, ``_c1`` … for the
         fixed links; ``sign(position, url)`` gives the address to print for a link that was known
-        only now; ``pixel`` is the open pixel's address, or empty for none. ``values`` is added to.
-        Raises ``TemplateError``.
+        only now; ``pixel`` and ``decoy`` are the addresses of the open pixel and of the decoy,
+        or empty for none. ``values`` is added to. Raises ``TemplateError``.
         """
         values["_budget"] = Budget()
         values["_sign"] = sign
         values["_pixel"] = pixel
+        values["_decoy"] = decoy
         return Rendered(
             self._subject.render(values),
             self._from_name.render(values),
@@ -203,7 +205,11 @@ def safe_address(url: str) -> str:
 
 
 def _with_pixel(page: str, protected: Protected) -> str:
+    """With the open pixel, and the decoy: a link without text or size, out of the way of eyes, of
+    the tab key and of screen readers, that only programs that read the markup follow."""
     pixel = protected.add(
+        '{% if _decoy %}<a href="{{ _decoy }}" aria-hidden="true" tabindex="-1" '
+        'style="display:none"></a>{% endif %}'
         '{% if _pixel %}<img src="{{ _pixel }}" width="1" height="1" alt="" '
         'style="display:block;border:0;width:1px;height:1px">{% endif %}'
     )

@@ -25,7 +25,8 @@ from manta.command import Change, Context, Database, Decision, Op
 from manta.errors import InvalidRequest
 from manta.ids import hash64_each
 from manta.people.history import arrow_type, same
-from manta.schema import EVENTS, HISTORY_EVENTS, MESSAGE_EVENTS
+from manta.schema import EVENTS, HISTORY_EVENTS, MESSAGE_EVENTS, TRAFFIC_CORRECTIONS
+from manta.traffic.judging import judge_hits
 
 ROWS_MAX = 50_000  # of one command
 PROPERTIES_BYTES_MAX = 32_768
@@ -99,7 +100,8 @@ class RecordEvents:
 class TrackHits:
     """Append opens and clicks. ``rows``: ``subscriber_id``, ``message_key``, ``type``,
     ``event_id`` (64 random bits given on receipt), ``occurred_at``, and if known ``campaign_id``,
-    ``item`` (the link), ``properties`` (text of a JSON object: user agent and the like).
+    ``item`` (the link), ``properties`` (text of a JSON object: user agent and the like), ``human``
+    (what the request says; company and time are weighed here, see ``manta.traffic.judging``).
 
     A missing campaign is looked up by the message. Hits of merged people are those of whom they
     were merged into; hits of people who are gone are dropped.
@@ -117,8 +119,11 @@ class TrackHits:
             kept = _of_living(rows, database)
         else:
             kept = _with_campaigns(rows, database)
-        changes = (Change(EVENTS.name, Op.INSERT, kept),) if kept.num_rows else ()
-        return Decision(kept.num_rows, changes)
+        kept, corrected = judge_hits(kept, database, context.now)
+        changes = [Change(EVENTS.name, Op.INSERT, kept)] if kept.num_rows else []
+        if corrected is not None:
+            changes.append(Change(TRAFFIC_CORRECTIONS.name, Op.UPSERT, corrected))
+        return Decision(kept.num_rows, tuple(changes))
 
 
 def _of_living(rows: pa.Table, database: Database) -> pa.Table:

@@ -21,6 +21,7 @@ from manta.content import dkim
 from manta.content.composer import Composer, MailSettings
 from manta.content.dkim import DkimSigner
 from manta.content.language import TemplateError
+from manta.content.links import DECOY_LINK
 from manta.content.templates import MailTemplate
 from manta.content.tokens import Keyring, Payload, SigningKey, TokenKind
 from manta.content.unsubscribe import is_one_click, unsubscribe_headers
@@ -106,6 +107,7 @@ def test_links_carry_their_target_and_only_that() -> None:
         (1, "https://p.example/2"),
         (2, "https://zoe.example/?q=1&r=2"),
         (3, "https://x.example/Bath"),
+        (DECOY_LINK, ""),
     ]
     assert {(click.ref, click.campaign_id, click.workspace) for click in clicks} == {
         (REF, 42, "default")
@@ -236,7 +238,20 @@ def test_values_stay_in_their_place(field: str, value: str) -> None:
 def test_any_values_make_a_mail(values: dict[str, str]) -> None:
     message = compose({**ROW, **values})
     assert message.keys() == compose().keys()
-    assert len(links(message)) == 8
+    assert len(links(message)) == 9
+
+
+def test_the_decoy_is_out_of_peoples_way() -> None:
+    page = part(compose(), "html")
+    (tag,) = (tag for tag in re.findall(r"<a [^>]*>[^<]*</a>", page) if "aria-hidden" in tag)
+    assert 'tabindex="-1"' in tag and "display:none" in tag and tag.endswith("></a>")
+    assert len(tag) < 200
+    decoy = links(compose())[-1]
+    assert payload(decoy, TokenKind.CLICK)[5:] == (DECOY_LINK, "")
+    assert decoy not in part(compose(), "plain")
+    for change in ({"kind": "transactional"}, {"track_clicks": False}):
+        other = Composer(TEMPLATE, replace(SETTINGS, **change), RING, SIGNERS)
+        assert "aria-hidden" not in part(compose(composer=other), "html")
 
 
 @pytest.mark.parametrize("address", [None, "", "bob", "bob@x\r\nRCPT TO:<eve@x>", "b b@x.org", 7])

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from random import Random
 
+from manta.traffic.together import Stored, write_properties
 from serve_apps.hits import Hit, track_hits
 from tests.unit.people_shard import START, Shard
 
 
 def hit(person: int, kind: str = "opened", item: str | None = None, agent: str = "Mail/1") -> Hit:
-    return Hit(person, 5, 7, kind, START, item, agent)
+    properties = write_properties(Stored(agent))
+    return Hit(person, 5, 7, kind, START, item, properties, 0.9)
 
 
 def test_hits_of_the_living_are_kept_and_merged_people_found():
     shard = Shard()
     ann, bob = shard.person("ann@x.example"), shard.person("bob@x.example")
-    shard.load("aliases", {"from_id": 77, "to_id": bob, "cause": "merge", "created_at": START})
+    merge = {"from_id": 77, "to_id": bob, "merge_id": 1, "state": "merged", "cause": "merge"}
+    shard.load("aliases", merge | {"created_at": START, "changed_at": START})
     hits = [hit(ann), hit(99), hit(77, "clicked", "https://x.example/"), hit(ann, agent="")]
     assert shard.answer(track_hits(hits, "k1", Random(1))) == 3
     rows = shard.rows(

@@ -16,7 +16,7 @@ from manta.events.commands import TrackHits
 from manta.ids import NOBODY, MessageRef, mint_subscriber_id
 from manta.people.consents import Unsubscribe
 from serve_apps import gather
-from serve_apps.hits import hit_gatherer
+from serve_apps.hits import Asked, hit_gatherer
 from serve_apps.links import RECHECK_S, LinkKeys
 from serve_apps.tracking import PIXEL, Tracking
 from tests.unit.serve_fakes import NOW, FakeActors, client, make_handles
@@ -75,6 +75,7 @@ async def test_an_open_is_stored_in_the_persons_shard_before_the_pixel_is_given(
         "occurred_at": NOW,
         "item": None,
         "properties": '{"user_agent": "Mail/1"}',
+        "human": 0.9478,
     }
 
 
@@ -272,7 +273,7 @@ async def test_the_end_waits_for_what_was_taken(world):
         nonlocal stored
         type_ = next(events)
         if type_ == "lifespan.shutdown":
-            stored = world.app._add("opened", payload, None, "")
+            stored = world.app._add("opened", payload, None, Asked("Mail/1"))
         return {"type": type_}
 
     async def send(message: dict[str, Any]) -> None:
