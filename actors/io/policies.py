@@ -17,8 +17,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, Protocol
 
-import httpx
-
+from actors.io.web import Web, WebLimits, asked_addresses
 from manta.clock import Clock
 from manta.delivery.routing.mta_sts import (
     POLICY_BYTES_MAX,
@@ -31,7 +30,7 @@ from manta.delivery.routing.mta_sts import (
     policy_host,
     record_name,
 )
-from manta.delivery.routing.sites import Answer, Found, usable_addresses
+from manta.delivery.routing.sites import Answer, Found
 
 FETCH_TIMEOUT_S = 10.0
 FETCHES_MAX = 20  # at once
@@ -114,7 +113,7 @@ class Policies:
 
 class HttpsFetch:
     """Fetches policy files (§3.3): from public addresses that our own DNS gives, unless
-    ``private``; with a certificate that is valid for the policy host."""
+    ``private``; with a certificate that is valid for the policy host (``actors.io.web``)."""
 
     def __init__(
         self,
@@ -125,49 +124,17 @@ class HttpsFetch:
         port: int = 443,
         timeout_s: float = FETCH_TIMEOUT_S,
     ) -> None:
-        self._dns = dns
-        self._private = private
-        self._context = context or ssl.create_default_context()
-        self._port = port
-        self._timeout_s = timeout_s
+        limits = WebLimits(timeout_s, timeout_s, POLICY_BYTES_MAX)
+        self._web = Web(
+            asked_addresses(dns.addresses), private=private, context=context, limits=limits
+        )
+        self._port = "" if port == 443 else f":{port}"
 
     async def __call__(self, domain: str) -> bytes | None:
         host = policy_host(domain)
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                answer = await self._dns.addresses(host)
-                for address in usable_addresses(answer.records, self._private)[:2]:
-                    try:
-                        return await self._get(host, address)
-                    except httpx.TransportError:
-                        continue
-        except (TimeoutError, httpx.HTTPError, httpx.InvalidURL, ValueError):
-            pass
-        return None
-
-    async def _get(self, host: str, address: str) -> bytes | None:
-        """From that very address: a name that the HTTP library looks up itself might lead
-        elsewhere."""
-        where = f"[{address}]" if ":" in address else address
-        async with (
-            httpx.AsyncClient(
-                verify=self._context, timeout=self._timeout_s, trust_env=False
-            ) as client,
-            client.stream(
-                "GET",
-                f"https://{where}:{self._port}{POLICY_PATH}",
-                headers={"Host": host, "Accept-Encoding": "identity"},
-                extensions={"sni_hostname": host},
-            ) as response,
-        ):
-            if response.status_code != 200:
-                return None
-            content = b""
-            async for part in response.aiter_raw():
-                content += part
-                if len(content) > POLICY_BYTES_MAX:
-                    return None
-            return content
+        url = f"https://{host}{self._port}{POLICY_PATH}"
+        reply = await self._web.request("GET", url, {"Host": host, "Connection": "close"})
+        return reply.body if reply.status == 200 and not reply.cut else None
 
 
 def _put(kept: OrderedDict[str, Any], name: str, value: Any) -> None:

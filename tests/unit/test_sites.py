@@ -191,9 +191,10 @@ def test_answers_are_kept_within_limits():
 
 
 def test_private_addresses_are_out_of_reach_unless_they_are_wanted():
-    private = ["127.0.0.1", "10.1.2.3", "192.168.0.1", "169.254.169.254", "::1", "fe80::1"]
+    private = ["127.0.0.1", "10.1.2.3", "192.168.0.1", "::1"]
     private += ["::ffff:127.0.0.1", "fd00::1", "100.64.0.1"]
     nobody = ["0.0.0.0", "::", "224.0.0.1", "ff02::1", "", "no address", "1.2.3"]
+    nobody += ["169.254.169.254", "fe80::1"]
     public = ["8.8.8.8", "2001:4860:4860::8888", "::ffff:8.8.8.8"]
     assert usable_addresses(private + nobody + public, private=False) == tuple(public)
     assert usable_addresses(private + nobody + public, private=True) == tuple(private + public)

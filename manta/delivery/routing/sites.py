@@ -21,7 +21,6 @@ What a domain may say, and what becomes of it:
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from typing import NamedTuple
 
 from manta.delivery.lanes import OTHERS, Site
 from manta.delivery.reputation.observations import BounceClass
+from manta.networks import refusal
 
 EXCHANGERS_MAX = 50
 ADDRESSES_MAX = 16  # of one host
@@ -196,27 +196,15 @@ def must_verify(site: Site) -> bool:
 
 
 def usable_addresses(addresses: Sequence[str], private: bool) -> tuple[str, ...]:
-    """Addresses that mail may go to. Those of private networks, of this machine and of no machine
-    are left out unless ``private``: a stranger's MX must not reach what only we can reach."""
-    usable = []
-    for text in addresses:
-        try:
-            address = ipaddress.ip_address(text)
-        except ValueError:
-            continue
-        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-            address = address.ipv4_mapped
-        if address.is_multicast or address.is_unspecified:
-            continue
-        if private or address.is_global:
-            usable.append(text)
-    return tuple(usable)
+    """Addresses that mail may go to. Those of private networks and of this machine are left out
+    unless ``private``: a stranger's MX must not reach what only we can reach."""
+    return tuple(text for text in addresses if not refusal(text, private))
 
 
 def _exchanger(record: str) -> tuple[int, str] | None:
     """(preference, host) of ``10 Mx.Example.``; host empty for the null MX."""
     preference, _, host = record.partition(" ")
-    if not preference.isdigit():
+    if not (preference.isascii() and preference.isdigit()):
         return None
     return int(preference), host.strip().rstrip(".").lower()
 
