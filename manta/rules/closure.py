@@ -210,12 +210,13 @@ def _consent(rule: Consent, zone: str) -> Leaf:
 
     def pending(person: Person, now: datetime) -> bool:
         found = person.consents.get(key)
-        alive = found is not None and (found.expires_at is None or found.expires_at > now)
-        return alive and found is not None and found.status == status
+        if found is None or found.status != status:
+            return False
+        return found.expires_at is None or found.expires_at > now
 
     def flips(person: Person, now: datetime) -> Iterator[datetime]:
         found = person.consents.get(key)
-        if found is not None and found.expires_at is not None:
+        if found is not None and found.status == "pending" and found.expires_at is not None:
             yield found.expires_at
 
     return pending, flips

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterator
 from datetime import date, datetime, timedelta
 from functools import lru_cache
 from typing import Any
@@ -101,6 +102,58 @@ def day_of(value: datetime, zone: ZoneInfo) -> date:
 
 def midnight(day: date) -> datetime:
     return datetime(day.year, day.month, day.day)
+
+
+def day_starts(day: date, zone: ZoneInfo, now: datetime) -> Iterator[datetime]:
+    """The instants at which the local date may become ``day``, or turn back from it.
+
+    Mostly one. Where a clock change falls on that midnight there are two readings of it, and the
+    change itself lies between them.
+    """
+    try:
+        early, late = _readings_of_midnight(day, zone)
+    except OverflowError:  # beyond the calendar
+        return
+    yield early
+    if early != late:
+        yield late
+        if early <= now < late:
+            yield _offset_change(zone, now, late)
+
+
+@lru_cache(maxsize=4096)
+def _readings_of_midnight(day: date, zone: ZoneInfo) -> tuple[datetime, datetime]:
+    start = datetime(day.year, day.month, day.day, tzinfo=zone)
+    one, other = _as_utc(start), _as_utc(start.replace(fold=1))
+    return min(one, other), max(one, other)
+
+
+def _as_utc(local: datetime) -> datetime:
+    offset = local.utcoffset()
+    assert offset is not None
+    return local.replace(tzinfo=None, fold=0) - offset
+
+
+def _offset_change(zone: ZoneInfo, low: datetime, high: datetime) -> datetime:
+    """The first instant in (low, high] with the offset of ``high``."""
+
+    def offset(instant: datetime) -> timedelta | None:
+        return (instant.replace(tzinfo=_UTC)).astimezone(zone).utcoffset()
+
+    target = offset(high)
+    if offset(low) == target:
+        return high
+    while high - low > TICK:
+        middle = low + (high - low) // 2
+        low, high = (low, middle) if offset(middle) == target else (middle, high)
+    return high
+
+
+def next_day_start(zone: ZoneInfo, now: datetime) -> datetime:
+    """The first instant after now at which the local date may change."""
+    today = local_day(now, zone)
+    days = (today + shift * ONE_DAY for shift in range(3))
+    return min(start for day in days for start in day_starts(day, zone, now) if start > now)
 
 
 def anniversary_in(day: date, year: int) -> date:
@@ -281,6 +334,10 @@ def _sql_day(instant: datetime, zone: str, default: str) -> date:
     return local_day(instant, zone_of(zone, default))
 
 
+def _sql_next_day(now: datetime, zone: str, default: str) -> datetime:
+    return next_day_start(zone_of(zone, default), now)
+
+
 def _sql_texts(properties: str | None, pointer: str) -> list[str] | None:
     keys = (key.replace("~1", "/").replace("~0", "~") for key in pointer.split("/")[1:])
     return as_texts(property_value(properties, tuple(keys)))
@@ -290,6 +347,7 @@ def _sql_texts(properties: str | None, pointer: str) -> list[str] | None:
 _FUNCTIONS: tuple[tuple[str, Any, list[str], str, str], ...] = (
     ("manta_fold", fold, ["VARCHAR"], "VARCHAR", "default"),
     ("manta_day", _sql_day, ["TIMESTAMP", "VARCHAR", "VARCHAR"], "DATE", "default"),
+    ("manta_next_day", _sql_next_day, ["TIMESTAMP", "VARCHAR", "VARCHAR"], "TIMESTAMP", "default"),
     ("manta_instant", as_instant, ["VARCHAR"], "TIMESTAMP", "special"),
     ("manta_texts", _sql_texts, ["VARCHAR", "VARCHAR"], "VARCHAR[]", "special"),
 )

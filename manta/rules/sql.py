@@ -205,14 +205,7 @@ class _Statement:
         return self._add_set(self._people(Sql("SELECT p.subscriber_id"), predicate, universe))
 
     def _attribute(self, rule: Attribute) -> Sql:
-        if rule.name == "email_domain":
-            column = "CASE WHEN contains(p.email, '@') THEN split_part(p.email, '@', -1) END"
-        elif rule.name in BUILT_IN:
-            column = f"p.{rule.name}"
-        else:
-            if not ATTRIBUTE_NAME.fullmatch(rule.name):
-                raise ValueError(f"not an attribute's name: {rule.name!r}")
-            column = f'p."{ATTRIBUTE_PREFIX}{rule.name}"'
+        column = attribute_column(rule.name)
         own_zone = Sql("coalesce(p.time_zone, '')")
         today = Sql("z.today", today=True)
         return value_test(rule.test, Subject(Sql(column), self._now, own_zone, self._zone, today))
@@ -270,6 +263,17 @@ class _Statement:
         if rule.reason is not None:
             chosen += Sql(" AND reason = ?", rule.reason)
         return Sql("lower(p.email) IN (") + chosen + Sql(")")
+
+
+def attribute_column(name: str) -> str:
+    """The value of an attribute or built-in field, over ``profiles p``."""
+    if name == "email_domain":
+        return "CASE WHEN contains(p.email, '@') THEN split_part(p.email, '@', -1) END"
+    if name in BUILT_IN:
+        return f"p.{name}"
+    if not ATTRIBUTE_NAME.fullmatch(name):
+        raise ValueError(f"not an attribute's name: {name!r}")
+    return f'p."{ATTRIBUTE_PREFIX}{name}"'
 
 
 def _in(name: str) -> Sql:

@@ -32,9 +32,9 @@ from manta.schema import EVENTS
 
 INDEXED_MAX = 1_000  # people whose events are fetched through the index; a scan beats it for more
 
-_BY_PERSON = f"coalesce(human, 1.0::DOUBLE) >= {HUMAN_LEAST}::DOUBLE"
+BY_PERSON = f"coalesce(human, 1.0::DOUBLE) >= {HUMAN_LEAST}::DOUBLE"
 # Holds of the events that count: those of other types, and opens and clicks by a person.
-HUMAN = f"(type NOT IN ({', '.join(repr(one) for one in HUMAN_TYPES)}) OR {_BY_PERSON})"
+HUMAN = f"(type NOT IN ({', '.join(repr(one) for one in HUMAN_TYPES)}) OR {BY_PERSON})"
 
 
 def near(ids: list[int]) -> Sql:
@@ -78,7 +78,7 @@ class Source:
         if low is not None:
             found += Sql(" AND e.occurred_at >= ?::TIMESTAMP", low)
         if happening.type in HUMAN_TYPES:
-            found += Sql(f" AND {_BY_PERSON}")
+            found += Sql(f" AND {BY_PERSON}")
         for one in happening.where:
             found += Sql(" AND ") + property_test(one, self.now, self.zone)
         return found

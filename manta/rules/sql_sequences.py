@@ -73,9 +73,8 @@ def _complete(rule: Sequence, source: Source, universe: str | None, ends: str) -
         moment = _later("b.moment", absent.within.delta)
         earliest = None if low is None else plus(low, -absent.within.delta)
         found += Sql(" ASOF LEFT JOIN (") + _times(absent, source, universe, earliest)
-        found += Sql(
-            f") a ON {source.same('a', 'b')} AND b.moment < a.moment WHERE (a.moment IS NULL OR a.moment > "
-        )
+        found += Sql(f") a ON {source.same('a', 'b')} AND b.moment < a.moment")
+        found += Sql(" WHERE (a.moment IS NULL OR a.moment > ")
         found += moment + Sql(") AND ")
     found += moment + Sql(" < ?::TIMESTAMP", high)
     return found if low is None else found + Sql(" AND ") + moment + Sql(" >= ?::TIMESTAMP", low)

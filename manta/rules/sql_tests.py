@@ -253,7 +253,7 @@ def number_property(property_: Property) -> Sql:
     return Sql("CASE WHEN ") + kind + finite + Sql(" END END")
 
 
-def _property_value(property_: Property, test: Test) -> Sql:
+def property_value(property_: Property, test: Test) -> Sql:
     if property_.column is not None:
         return Sql(f"e.{property_.column}")
     value, kind = _json(property_)
@@ -274,5 +274,5 @@ def _property_value(property_: Property, test: Test) -> Sql:
 def property_test(one: Filter, now: datetime, zone: str) -> Sql:
     """A filter over events ``e``; the days of its dates are the workspace zone's."""
     today = Sql("?::DATE", local_day(now, zone_of(None, zone)))
-    value = _property_value(one.property, one.test)
+    value = property_value(one.property, one.test)
     return value_test(one.test, Subject(value, now, Sql("''"), zone, today))

@@ -7,8 +7,7 @@ changes; ``day_starts`` names those instants, also where a clock change falls on
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from datetime import date, datetime, timedelta
-from functools import lru_cache
+from datetime import date, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -16,7 +15,6 @@ import re2
 
 from manta.rules.meaning import (
     ONE_DAY,
-    TICK,
     anniversary_in,
     as_instant,
     as_number,
@@ -26,6 +24,7 @@ from manta.rules.meaning import (
     day_of,
     day_offsets,
     day_range,
+    day_starts,
     fold,
     instant_range,
     local_day,
@@ -200,53 +199,6 @@ def _anniversary_turns(test: Test, day: date, year: int) -> Iterator[date]:
         yield anniversary - last * ONE_DAY
         yield anniversary + (1 - first) * ONE_DAY
 
-
-def day_starts(day: date, zone: ZoneInfo, now: datetime) -> Iterator[datetime]:
-    """The instants at which the local date may become ``day``, or turn back from it.
-
-    Mostly one. Where a clock change falls on that midnight there are two readings of it, and the
-    change itself lies between them.
-    """
-    try:
-        early, late = _readings_of_midnight(day, zone)
-    except OverflowError:  # beyond the calendar
-        return
-    yield early
-    if early != late:
-        yield late
-        if early <= now < late:
-            yield _offset_change(zone, now, late)
-
-
-@lru_cache(maxsize=4096)
-def _readings_of_midnight(day: date, zone: ZoneInfo) -> tuple[datetime, datetime]:
-    start = datetime(day.year, day.month, day.day, tzinfo=zone)
-    one, other = _as_utc(start), _as_utc(start.replace(fold=1))
-    return min(one, other), max(one, other)
-
-
-def _as_utc(local: datetime) -> datetime:
-    offset = local.utcoffset()
-    assert offset is not None
-    return local.replace(tzinfo=None, fold=0) - offset
-
-
-def _offset_change(zone: ZoneInfo, low: datetime, high: datetime) -> datetime:
-    """The first instant in (low, high] with the offset of ``high``."""
-
-    def offset(instant: datetime) -> timedelta | None:
-        return (instant.replace(tzinfo=_UTC)).astimezone(zone).utcoffset()
-
-    target = offset(high)
-    if offset(low) == target:
-        return high
-    while high - low > TICK:
-        middle = low + (high - low) // 2
-        low, high = (low, middle) if offset(middle) == target else (middle, high)
-    return high
-
-
-_UTC = ZoneInfo("UTC")
 
 # -- properties of events --------------------------------------------------------------------------
 

@@ -11,10 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manta.rules.closure import EventRow, Person, Suppression, compile_closure
-from manta.rules.meaning import day_of, local_day, next_anniversary
+from manta.rules.meaning import day_of, day_starts, local_day, next_anniversary
 from manta.rules.nodes import Rule
 from manta.rules.tree import parse
-from manta.rules.values import day_starts
 from tests.unit.rules_samples import ATTRIBUTES, NOW, SHIFTS, TICK, people, rules
 
 
