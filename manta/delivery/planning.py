@@ -197,7 +197,6 @@ class PlanCampaign:
             f"WITH audience AS ({audience.sql}),"
             " page AS (SELECT DISTINCT p.subscriber_id FROM profiles p"
             " WHERE p.subscriber_id > ? AND p.subscriber_id IN (SELECT subscriber_id FROM audience)"
-            " AND p.subscriber_id NOT IN (SELECT from_id FROM aliases)"
             " ORDER BY 1 LIMIT ?)"
             " SELECT page.subscriber_id, l.state"
             " FROM page LEFT JOIN (SELECT subscriber_id, state FROM ledger WHERE message_key = ?) l"
@@ -310,7 +309,7 @@ def plan_rows(
     ids = people.column("subscriber_id").to_pylist()
     kind = str(plan.kind)
     wanted = [Wanted(person, kind, plan.channel, plan.topic, alone.send_to) for person in ids]
-    screened = screen(database, wanted, now)
+    screened = screen(database, wanted, context)
     refusals = pa.array(screened.refusals, pa.string())
     allowed = pc.is_null(refusals)
     due_at = alone.due_at or plan.due_at

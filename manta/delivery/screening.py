@@ -9,6 +9,7 @@ The answer is a reason not to send, or nothing. The reasons are the ledger's rea
     no_address      nothing to send to
     no_consent      marketing without a subscribed consent for the topic
     unsubscribed    marketing after an unsubscribe from the topic
+    erased          marketing to an address whose person was erased (``manta.privacy``)
 
 Transactional and test messages need no consent, and an ``unsubscribed`` suppression does not stop
 them; every other suppression does. A test goes to an address of its own, which is looked at instead
@@ -17,13 +18,15 @@ of the person's; the person only fills it and may be nobody.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from manta.command import Database
+from manta.command import Context, Database
 from manta.delivery.campaign import MARKETING_ONLY_SUPPRESSIONS, Kind
+from manta.people.aliases import standing
 from manta.people.identities import EMAIL, compared
+from manta.privacy.hashes import ERASED, erased_among
 
 # In a large table an index finds a few hundred people; a small one is read through faster.
 _LISTED_MAX = 1_000
@@ -55,18 +58,21 @@ class Screened(NamedTuple):
 
 
 def screen(
-    database: Database, wanted: Sequence[Wanted], now: datetime, columns: Sequence[str] = ()
+    database: Database, wanted: Sequence[Wanted], context: Context, columns: Sequence[str] = ()
 ) -> Screened:
     """Why each wanted message may not be sent. ``columns`` of ``profiles`` must exist."""
+    now = context.now
     people = sorted({want.subscriber_id for want in wanted})
     names = (*_FIXED, *columns)
     profiles = {profile[0]: profile for profile in _profiles(database, names, people, now)}
     consents = _consents(database, people)
-    nobody = (None,) * (len(names) + 1)
+    nobody = (None,) * len(names)
+    lost = [want.subscriber_id for want in wanted if want.subscriber_id not in profiles]
+    merged = standing(database, lost)
     found = [profiles.get(want.subscriber_id, nobody) for want in wanted]
     emails = [want.send_to or profile[1] for want, profile in zip(wanted, found, strict=True)]
     addresses = [compared(EMAIL, email) if email else None for email in emails]
-    stopped = _suppressions(database, addresses, now)
+    stopped = _suppressions(database, addresses, context)
     refusals = [
         _refusal(
             want,
@@ -74,6 +80,7 @@ def screen(
             address,
             stopped.get((want.channel, address)) if stopped else None,
             consents.get((want.subscriber_id, want.channel, want.topic)),
+            want.subscriber_id in merged,
         )
         for want, profile, address in zip(wanted, found, addresses, strict=True)
     ]
@@ -89,12 +96,10 @@ def _refusal(
     address: str | None,
     suppression: str | None,
     consent: str | None,
+    is_merged: bool,
 ) -> str | None:
-    if not want.send_to:
-        if profile[0] is None:
-            return "unknown_person"
-        if profile[-1] is not None:
-            return "merged"
+    if not want.send_to and profile[0] is None:
+        return "merged" if is_merged else "unknown_person"
     if not address:
         return "no_address"
     is_marketing = want.kind == Kind.MARKETING
@@ -117,29 +122,28 @@ def _consents(database: Database, people: list[int]) -> dict[tuple[int, str, str
 
 
 def _suppressions(
-    database: Database, addresses: Iterable[str | None], now: datetime
+    database: Database, addresses: Sequence[str | None], context: Context
 ) -> dict[tuple[str, str | None], str]:
     asked = sorted({address for address in addresses if address})
     found = database.rows(
         "SELECT channel, address, reason FROM suppressions"
         " WHERE address IN (SELECT unnest(?)) AND (expires_at IS NULL OR expires_at > ?)",
-        [asked, now],
+        [asked, context.now],
     )
-    return {(channel, address): reason for channel, address, reason in found}
+    erased: dict[tuple[str, str | None], str] = {
+        (EMAIL, address): ERASED for address in erased_among(database, context.settings, addresses)
+    }
+    return erased | {(channel, address): reason for channel, address, reason in found}
 
 
 def _profiles(
     database: Database, names: Sequence[str], people: list[int], now: datetime
 ) -> list[tuple[Any, ...]]:
-    """Columns of those who have a profile, and last their alias, if a merge has hidden them."""
+    """Columns of those who have a profile."""
     is_wanted = "subscriber_id IN (SELECT unnest(?))"
     if 0 < len(people) <= _LISTED_MAX and _profile_count(database, now) > _LARGE_ROWS:
         is_wanted = "list_contains(?, subscriber_id)"  # answered by the index on the key
-    return database.rows(
-        f"SELECT p.*, a.from_id FROM (SELECT {', '.join(names)} FROM profiles"
-        f" WHERE {is_wanted}) p LEFT JOIN aliases a ON a.from_id = p.subscriber_id",
-        [people],
-    )
+    return database.rows(f"SELECT {', '.join(names)} FROM profiles WHERE {is_wanted}", [people])
 
 
 def _profile_count(database: Database, now: datetime) -> int:

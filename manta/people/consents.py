@@ -26,6 +26,7 @@ import pyarrow as pa
 
 from manta.command import Change, Context, Database, Decision, Op, Push
 from manta.errors import InvalidRequest, NotFound
+from manta.people.aliases import living
 from manta.people.history import compact_json, recorded, rows_of, upserted
 from manta.people.identities import EMAIL, PHONE
 from manta.schema import CONSENTS
@@ -144,18 +145,13 @@ class Unsubscribe:
 
 
 def existing(database: Database, subscriber_id: int) -> int:
-    """The person with this id, following an alias within the shard. Raises ``NotFound``."""
-    found = database.rows(
-        "SELECT coalesce(a.to_id, n.id), p.subscriber_id IS NOT NULL"
-        " FROM (SELECT ?::BIGINT AS id) n LEFT JOIN aliases a ON a.from_id = n.id"
-        " LEFT JOIN profiles p ON p.subscriber_id = coalesce(a.to_id, n.id)",
-        [subscriber_id],
-    )
-    person, here = found[0]
-    if not here:
-        moved = {} if person == subscriber_id else {"moved_to": person}
+    """The person with this id, following merges within the shard. Raises ``NotFound``, with
+    ``moved_to`` where they live on in another one."""
+    person = living(database, subscriber_id)
+    if not database.rows(f"SELECT 1 FROM profiles WHERE {among([person])}"):
+        moved: dict[str, Any] = {} if person == subscriber_id else {"moved_to": person}
         raise NotFound(f"no person has the id {subscriber_id}", path="subscriber_id", **moved)
-    return int(person)
+    return person
 
 
 def holder(database: Database, channel: str, address: str) -> int | None:

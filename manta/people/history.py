@@ -20,7 +20,7 @@ from manta.command import Change, Op
 from manta.schema import TABLES
 
 INSTANT = pa.timestamp("us")
-_ARROW_TYPES = {
+ARROW_OF_SQL = {
     "BIGINT": pa.int64(),
     "INTEGER": pa.int32(),
     "UTINYINT": pa.uint8(),
@@ -36,7 +36,7 @@ _ARROW_TYPES = {
 
 def arrow_type(table: str, column: str) -> pa.DataType:
     """The Arrow type of a fixed column of ``manta.schema``."""
-    return _ARROW_TYPES[dict(TABLES[table].columns)[column]]
+    return ARROW_OF_SQL[dict(TABLES[table].columns)[column]]
 
 
 def same(value: Any, count: int, kind: pa.DataType) -> pa.Array:

@@ -72,13 +72,12 @@ def shards_of_buckets(
 
 
 def buckets_of_rows(rows: pa.Table) -> npt.NDArray[np.int64]:
-    """The bucket that decides over each row: of its address, else of its external id.
-
-    Rows hold ``email`` and ``external_id``, at least one of them in each row.
+    """The bucket that decides over each row: of its address, else of its external id, else of its
+    anonymous id. At least one of them is in each row.
     """
     buckets = np.zeros(rows.num_rows, np.int64)
     missing = np.ones(rows.num_rows, bool)
-    for kind in (EMAIL, EXTERNAL_ID):
+    for kind in (EMAIL, EXTERNAL_ID, ANONYMOUS_ID):
         if kind not in rows.column_names or not missing.any():
             continue
         column = rows[kind].combine_chunks()
@@ -87,7 +86,7 @@ def buckets_of_rows(rows: pa.Table) -> npt.NDArray[np.int64]:
         buckets[given] = buckets_of_identities(kind, values.to_pylist())
         missing &= ~given
     if missing.any():
-        raise ValueError("a row without email and external_id has no shard")
+        raise ValueError("a row without email, external_id and anonymous_id has no shard")
     return buckets
 
 

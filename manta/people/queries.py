@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from manta.command import Context, Database
 from manta.errors import InvalidRequest
+from manta.people.aliases import STANDING, among_ids, followed, merged_into, standing
 from manta.people.consents import address_kind
 from manta.people.identities import CONFIRMED, EMAIL, compared
 from manta.people.suppressions import holder
@@ -28,7 +29,7 @@ def identities(
     """Who has each of ``values`` of one ``kind``, in order; ``None`` where nobody has it.
 
     Asked in the shard of the identity's own hash. An identity that is still being claimed is
-    nobody's yet.
+    nobody's yet. That of somebody who was merged is still theirs: ``living`` says who they are.
     """
     kind, values = str(arguments["kind"]), list(arguments["values"])
     if len(values) > IDENTITIES_MAX:
@@ -39,9 +40,8 @@ def identities(
     asked = pa.table({"value": pa.array(wanted, pa.string())})
     found = dict(
         database.rows(
-            "SELECT d.value, coalesce(a.to_id, d.subscriber_id) FROM asked JOIN identities d"
-            f" ON d.kind = ? AND d.value = asked.value AND d.state = '{CONFIRMED}'"
-            " LEFT JOIN aliases a ON a.from_id = d.subscriber_id",
+            "SELECT d.value, d.subscriber_id FROM asked JOIN identities d"
+            f" ON d.kind = ? AND d.value = asked.value AND d.state = '{CONFIRMED}'",
             [kind],
             asked=asked,
         )
@@ -49,22 +49,34 @@ def identities(
     return [found.get(value) for value in wanted]
 
 
+def living_here(database: Database, context: Context, arguments: Mapping[str, Any]) -> list[int]:
+    """Who each of ``subscriber_ids`` is now, in order, as far as this shard knows: asked in their
+    shard. Whoever lives on as somebody of another shard is to be asked for there again."""
+    ids = list(arguments["subscriber_ids"])
+    if len(ids) > IDENTITIES_MAX:
+        raise InvalidRequest(
+            f"{len(ids)} ids", path="subscriber_ids", expected=f"at most {IDENTITIES_MAX}"
+        )
+    aliases = standing(database, ids)
+    return [followed(aliases, id) for id in ids]
+
+
 def person(
     database: Database, context: Context, arguments: Mapping[str, Any]
 ) -> dict[str, Any] | None:
     """All that is known of ``subscriber_id`` here, but for events; ``None`` where nobody has it.
 
-    Asked in the person's shard. ``attributes`` holds those that have a value.
+    Asked in the person's shard. ``attributes`` holds those that have a value. Of somebody who lives
+    on in another shard only ``moved_to`` is known; ``unfinished`` names a merge that stopped on its
+    way there. ``merged_from`` lists the merges that stand, the latest last.
     """
-    rows = database.table(
-        "SELECT p.* FROM (SELECT coalesce((SELECT to_id FROM aliases WHERE from_id = ?), ?) AS id)"
-        " n JOIN profiles p ON p.subscriber_id = n.id",
-        [arguments["subscriber_id"]] * 2,
-    ).to_pylist()
+    aliases = standing(database, [arguments["subscriber_id"]])
+    id = followed(aliases, arguments["subscriber_id"])
+    rows = database.table("SELECT * FROM profiles WHERE subscriber_id = ?", [id]).to_pylist()
     if not rows:
-        return None
+        late = [a.from_id for a in aliases.values() if a.unfinished(context.now)]
+        return {"moved_to": id, "unfinished": late} if aliases else None
     (row,) = rows
-    id = row["subscriber_id"]
     attributes = {
         name.removeprefix(ATTRIBUTE_PREFIX): value
         for name, value in row.items()
@@ -74,13 +86,14 @@ def person(
     return {
         **fixed,
         "attributes": attributes,
-        "identities": database.table(
-            "SELECT kind, value FROM identities WHERE subscriber_id = ? AND state = ?"
-            " ORDER BY kind, value",
-            [id, CONFIRMED],
+        "identities": identities_held(database, [id, *merged_into(database, id)]),
+        "merged_from": database.table(
+            "SELECT from_id, cause, created_at AS merged_at, merge_id FROM aliases"
+            f" WHERE to_id = ? AND {STANDING} ORDER BY created_at, from_id",
+            [id],
         ).to_pylist(),
         "consents": database.table(
-            "SELECT channel, topic, status, source, changed_at FROM consents"
+            "SELECT channel, topic, status, source, changed_at, expires_at FROM consents"
             " WHERE subscriber_id = ? ORDER BY channel, topic",
             [id],
         ).to_pylist(),
@@ -91,6 +104,23 @@ def person(
             [row["email"], context.now],
         ).to_pylist(),
     }
+
+
+def identities_of(
+    database: Database, context: Context, arguments: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """The identities of each of ``subscriber_ids`` by themselves: merges are not followed."""
+    return identities_held(database, list(arguments["subscriber_ids"]))
+
+
+def identities_held(database: Database, ids: Sequence[int]) -> list[dict[str, Any]]:
+    """``kind``, ``value``, ``subscriber_id`` (who has it, perhaps by a merge) and ``since``."""
+    held: list[dict[str, Any]] = database.table(
+        "SELECT kind, value, subscriber_id, claimed_at AS since FROM identities"
+        f" WHERE {among_ids('subscriber_id', ids)} AND state = ? ORDER BY kind, value",
+        [CONFIRMED],
+    ).to_pylist()
+    return held
 
 
 def audience_page(database: Database, context: Context, arguments: Mapping[str, Any]) -> pa.Table:
@@ -191,6 +221,8 @@ _SUPPRESSIONS = (
 QUERIES = {
     "audience_page": audience_page,
     "identities": identities,
+    "identities_of": identities_of,
+    "living": living_here,
     "person": person,
     "suppression": suppression,
     "suppression_of": suppression_of,

@@ -3,9 +3,10 @@
 ``UpsertPeople`` takes a batch of rows and decides over all of them with a handful of SQL
 statements, so that a row costs microseconds. The rules:
 
-- A row names its person by ``subscriber_id``, else by ``email``, else by ``external_id``; the
-  batch must have come to the shard of that name (``identities.route``). A name that nobody has
-  makes a new person, whose id carries the bucket of that name.
+- A row names its person by ``subscriber_id``, else by ``email``, else by ``external_id``, else by
+  ``anonymous_id``; the batch must have come to the shard of that name (``identities.route``). A
+  name that nobody has makes a new person, whose id carries the bucket of that name. The name of
+  somebody who was merged is that of the person they live on as.
 - The address in a row names; it does not change one (that is ``manta.people.claims``).
 - A null means "not given": what is stored stays. A row that changes nothing writes nothing, so
   the same file imported twice changes nothing the second time.
@@ -13,12 +14,15 @@ statements, so that a row costs microseconds. The rules:
   each column the last value given wins.
 - Consent is only ever *added* by a batch: whoever unsubscribed, waits for confirmation or is
   suppressed stays so. An opt-out in a batch is always taken.
-- An ``external_id`` beside an address is a further identity, owned by the shard of its own hash:
-  it comes back as a claim to be made there (``manta.people.claims``).
+- A ``phone``, and an ``external_id`` or ``anonymous_id`` beside the name, is a further identity,
+  owned by the shard of its own hash: it comes back as a claim to be made there
+  (``manta.people.claims``).
+- Of a changed value ``attribute_times`` knows since when the person has it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -31,10 +35,30 @@ from manta.command import Change, Context, Database, Decision, Op
 from manta.errors import InvalidRequest
 from manta.ids import BUCKETS, buckets_of_identities
 from manta.people import upsert_rows as rows_in
-from manta.people.consents import ALL_TOPICS, STATUSES, SUBSCRIBED_TO, UNSUBSCRIBED
-from manta.people.history import compact_json, recorded, rows_of, same
-from manta.people.identities import CONFIRMED, EMAIL, EXTERNAL_ID, PENDING, compared_each
+from manta.people.aliases import followed, standing
+from manta.people.consents import (
+    ALL_TOPICS,
+    PENDING_LASTS,
+    STATUSES,
+    SUBSCRIBED_TO,
+    UNSUBSCRIBED,
+    WAITING,
+    among,
+    checked_proof,
+)
+from manta.people.history import compact_json, recorded, rows_of, same, upserted
+from manta.people.identities import (
+    ANONYMOUS_ID,
+    CONFIRMED,
+    EXTERNAL_ID,
+    PENDING,
+    PHONE,
+    compared_each,
+)
 from manta.people.upsert_rows import NAME_COLUMNS as NAME_COLUMNS
+from manta.people.upsert_rows import NAMING
+from manta.privacy.hashes import erased_people
+from manta.schema import ATTRIBUTE_PREFIX
 
 
 @dataclass(frozen=True)
@@ -44,6 +68,8 @@ class Consent:
     channel: str
     topic: str
     status: str  # of manta.people.consents.STATUSES
+    proof: Mapping[str, Any] | None = None  # of manta.people.consents.checked_proof
+    expires_at: datetime | None = None  # of a pending one; ``PENDING_LASTS`` from now if absent
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
@@ -75,9 +101,11 @@ class Upserted:
 class UpsertPeople:
     """Create or change the people of ``rows``; ``source`` says who asked, for the history.
 
-    Columns: ``subscriber_id``, ``email`` (normalised), ``external_id``, ``time_zone``, ``locale``,
-    ``attr_…``; any may be absent. Raises ``InvalidRequest`` for a column that is not declared or
-    has the wrong type, for more than ``ROWS_MAX`` rows, and for a row without a name.
+    Columns: ``subscriber_id``, ``email`` (normalised), ``external_id``, ``phone``,
+    ``anonymous_id``, ``time_zone``, ``locale``, ``attr_…``; any may be absent.
+
+    Raises ``InvalidRequest`` for a column that is not declared or has the wrong type, for more than
+    ``ROWS_MAX`` rows, and for a row without a name.
     """
 
     key: str | None
@@ -170,8 +198,13 @@ class UpsertPeople:
         new = ", ".join(f"'{n}': CASE WHEN {d} THEN k.{n} END" for n, d in differs.items())
         old = ", ".join(f"'{n}': CASE WHEN {d} THEN {fields[n]} END" for n, d in differs.items())
         values = ", ".join(f"coalesce(k.{n}, {stored}) AS {n}" for n, stored in fields.items())
+        names = ", ".join(
+            f"CASE WHEN {d} THEN '{n.removeprefix(ATTRIBUTE_PREFIX)}' END"
+            for n, d in differs.items()
+        )
         return database.table(
-            f"SELECT p.subscriber_id, {values}, json_object('source', ?::VARCHAR,"
+            f"SELECT p.subscriber_id, {values}, [{names}] AS names,"
+            " json_object('source', ?::VARCHAR,"
             f" 'old', json_merge_patch('{{}}', to_json({{{old}}})),"
             f" 'new', json_merge_patch('{{}}', to_json({{{new}}})))::VARCHAR AS properties"
             " FROM known k JOIN profiles p ON p.subscriber_id = k.person"
@@ -185,10 +218,10 @@ class UpsertPeople:
             "updated_at", same(context.now, changed.num_rows, pa.timestamp("us"))
         )
         ids = changed["subscriber_id"].combine_chunks()
-        properties = changed["properties"]
         return [
             Change("profiles", Op.UPSERT, rows),
-            recorded("profile_changed", ids, properties, context.now, context.random),
+            _times(ids, changed["names"].combine_chunks(), context),
+            recorded("profile_changed", ids, changed["properties"], context.now, context.random),
         ]
 
     def _consents(
@@ -198,11 +231,13 @@ class UpsertPeople:
             return [], 0
         consent, now = self.consent, context.now
         wanted = database.table(*_question(consent, people, now), wanted=people)
+        wanted = _without_erased(wanted, people, consent, database, context)
         ids = wanted.filter(wanted["allowed"])["person"].combine_chunks()
         withheld = pc.sum(pc.cast(wanted["withheld"], pa.int64())).as_py() or 0
         old = wanted.filter(wanted["allowed"])["old"].combine_chunks()
         if len(ids) == 0:
             return [], withheld
+        is_pending = consent.status == WAITING
         rows = rows_of(
             "consents",
             len(ids),
@@ -212,6 +247,8 @@ class UpsertPeople:
             status=consent.status,
             source=self.source,
             changed_at=now,
+            expires_at=(consent.expires_at or now + PENDING_LASTS) if is_pending else None,
+            proof=checked_proof(consent.proof),
         )
         properties = _consent_history(old, consent, self.source)
         return [
@@ -262,6 +299,27 @@ def _question(consent: Consent, people: pa.Table, now: datetime) -> tuple[str, l
     return " UNION ALL ".join(parts), values
 
 
+def _without_erased(
+    wanted: pa.Table, people: pa.Table, consent: Consent, database: Database, context: Context
+) -> pa.Table:
+    """No batch resubscribes an address whose person was erased (``manta.privacy``)."""
+    if consent.status == UNSUBSCRIBED:
+        return wanted
+    erased = erased_people(database, context.settings, people, consent.channel)
+    if not erased:
+        return wanted
+    theirs = pc.is_in(wanted["person"], value_set=pa.array(sorted(erased), pa.int64()))
+    withheld = pc.or_(wanted["withheld"], pc.and_(theirs, wanted["allowed"]))
+    allowed = pc.and_(wanted["allowed"], pc.invert(theirs))
+    return pa.table(
+        {
+            **dict(zip(wanted.column_names, wanted.columns, strict=True)),
+            "allowed": allowed,
+            "withheld": withheld,
+        }
+    )
+
+
 def _consent_history(old: pa.Array, consent: Consent, source: str) -> pa.Array:
     """Few texts, since the old status is one of few words."""
     words = old.dictionary_encode(null_encoding="encode")
@@ -280,9 +338,22 @@ def _consent_history(old: pa.Array, consent: Consent, source: str) -> pa.Array:
     return pa.array(texts, pa.string()).take(words.indices)
 
 
+def _times(ids: pa.Array, names: pa.ListArray, context: Context) -> Change:
+    """The instants of changed values: of each person the names that are not null."""
+    every = names.flatten()
+    places = pc.list_parent_indices(names).filter(every.is_valid())
+    return upserted(
+        "attribute_times",
+        len(places),
+        subscriber_id=ids.take(places),
+        name=every.drop_null(),
+        changed_at=context.now,
+    )
+
+
 def _resolved(named: pa.Table, database: Database) -> pa.Table:
     """For each row: ``found`` (subscriber id or null), ``here`` (has its profile), ``busy``."""
-    return database.table(
+    found = database.table(
         "SELECT coalesce(n.subscriber_id, d.subscriber_id) AS found,"
         " p.subscriber_id IS NOT NULL AS here,"
         f" coalesce(d.state = '{PENDING}', false) AS busy"
@@ -290,6 +361,22 @@ def _resolved(named: pa.Table, database: Database) -> pa.Table:
         " LEFT JOIN profiles p ON p.subscriber_id = coalesce(n.subscriber_id, d.subscriber_id)"
         " ORDER BY n.n",
         named=named.select(["n", "subscriber_id", "kind", "value"]),
+    )
+    lost = pc.unique(found["found"].filter(pc.invert(found["here"])).drop_null()).to_pylist()
+    aliases = standing(database, lost)
+    if not aliases:
+        return found
+    ids = [id if id is None else followed(aliases, id) for id in found["found"].to_pylist()]
+    moved = [id for id in dict.fromkeys(ids) if id is not None]
+    here = {
+        id for (id,) in database.rows(f"SELECT subscriber_id FROM profiles WHERE {among(moved)}")
+    }
+    return pa.table(
+        {
+            "found": pa.array(ids, pa.int64()),
+            "here": pa.array([id in here for id in ids]),
+            "busy": found["busy"],
+        }
     )
 
 
@@ -299,7 +386,7 @@ def _minted(created: pa.Table, database: Database, context: Context) -> pa.Array
     if count == 0:
         return pa.array([], pa.int64())
     buckets = np.zeros(count, np.int64)
-    for kind in (EMAIL, EXTERNAL_ID):
+    for kind in NAMING:
         chosen = pc.equal(created["kind"], kind).to_numpy()
         if chosen.any():
             values = created["value"].filter(pa.array(chosen)).to_pylist()
@@ -353,14 +440,12 @@ def _left_over(named: pa.Table, found: pa.Table) -> dict[str, Any]:
     ).as_py() in (True, None):
         return {}
     elsewhere, unknown, busy = [], [], []
-    columns = zip(
-        named["n"].to_pylist(), named["kind"].to_pylist(), *found.to_pydict().values(), strict=True
-    )
-    for n, kind, person, here, claimed in columns:
+    given = named.select(["n", "subscriber_id"]).to_pydict().values()
+    for n, id, person, here, claimed in zip(*given, *found.to_pydict().values(), strict=True):
         if claimed:
             busy.append(n)
         elif person is not None and not here:
-            if kind is None:
+            if person == id:
                 unknown.append(n)
             else:
                 elsewhere.append((n, person))
@@ -369,24 +454,31 @@ def _left_over(named: pa.Table, found: pa.Table) -> dict[str, Any]:
 
 def _claims(named: pa.Table, ids: pa.Array, database: Database) -> pa.Table | None:
     """Further identities of these rows that this shard does not yet know to be theirs."""
-    further = pc.and_(
-        pc.and_(named[EXTERNAL_ID].is_valid(), ids.is_valid()),
-        pc.or_kleene(named["kind"].is_null(), pc.not_equal(named["kind"], EXTERNAL_ID)),
-    )
-    if not pc.any(further).as_py():
+    parts = []
+    for kind in (EXTERNAL_ID, PHONE, ANONYMOUS_ID):
+        if named[kind].null_count == named.num_rows:
+            continue
+        further = pc.and_(
+            pc.and_(named[kind].is_valid(), ids.is_valid()),
+            pc.or_kleene(named["kind"].is_null(), pc.not_equal(named["kind"], kind)),
+        ).combine_chunks()
+        rows = named.filter(further)
+        parts.append(
+            pa.table(
+                {
+                    "n": rows["n"],
+                    "kind": same(kind, rows.num_rows, pa.string()),
+                    "value": compared_each(kind, rows[kind].combine_chunks()),
+                    "subscriber_id": ids.filter(further),
+                }
+            )
+        )
+    claims = pa.concat_tables(parts) if parts else None
+    if claims is None or claims.num_rows == 0:
         return None
-    rows = named.filter(further)
-    claims = pa.table(
-        {
-            "n": rows["n"],
-            "kind": same(EXTERNAL_ID, rows.num_rows, pa.string()),
-            "value": compared_each(EXTERNAL_ID, rows[EXTERNAL_ID].combine_chunks()),
-            "subscriber_id": ids.filter(further.combine_chunks()),
-        }
-    )
     unknown = database.table(
-        "SELECT c.* EXCLUDE (n) FROM claims c ANTI JOIN identities d"
-        " ON d.kind = c.kind AND d.value = c.value"
+        "SELECT DISTINCT ON (c.kind, c.value, c.subscriber_id) c.* EXCLUDE (n) FROM claims c"
+        " ANTI JOIN identities d ON d.kind = c.kind AND d.value = c.value"
         f" AND d.subscriber_id = c.subscriber_id AND d.state = '{CONFIRMED}' ORDER BY c.n",
         claims=claims,
     )

@@ -8,11 +8,12 @@ import pyarrow.compute as pc
 
 from manta.command import Database
 from manta.errors import InvalidRequest
-from manta.people.identities import EMAIL, EXTERNAL_ID, compared_each
+from manta.people.identities import ANONYMOUS_ID, EMAIL, EXTERNAL_ID, PHONE, compared_each
 from manta.schema import ATTRIBUTE_NAME, ATTRIBUTE_PREFIX
 
 ROWS_MAX = 50_000  # of one command: bounds how long the writer is held (about 10 ms a thousand)
-NAME_COLUMNS = ("subscriber_id", EMAIL, EXTERNAL_ID)
+NAMING = (EMAIL, EXTERNAL_ID, ANONYMOUS_ID)  # the first given names the row's person
+NAME_COLUMNS = ("subscriber_id", EMAIL, EXTERNAL_ID, PHONE, ANONYMOUS_ID)
 PLAIN_COLUMNS = ("time_zone", "locale")
 _ADDRESS = r"^[^\x00-\x20\x7f@]+@[a-z0-9.\-]+$"
 
@@ -71,34 +72,40 @@ def _cast(column: pa.ChunkedArray, name: str, kind: pa.DataType) -> pa.Array:
 
 
 def _check_names(columns: dict[str, pa.Array]) -> None:
-    email, external = columns[EMAIL], columns[EXTERNAL_ID]
-    if pc.any(pc.invert(pc.match_substring_regex(email, _ADDRESS))).as_py():
+    if pc.any(pc.invert(pc.match_substring_regex(columns[EMAIL], _ADDRESS))).as_py():
         raise InvalidRequest(
             "a row has an address that was not normalised", path="rows.email", expected="addresses"
         )
-    named = pc.or_(
-        pc.or_(email.is_valid(), external.is_valid()), columns[NAME_COLUMNS[0]].is_valid()
-    )
+    named = columns["subscriber_id"].is_valid()
+    for kind in NAMING:
+        if columns[kind].null_count < len(named):
+            named = pc.or_(named, columns[kind].is_valid())
     if not pc.all(named, min_count=0).as_py():
-        raise InvalidRequest("a row names nobody", path="rows", expected=" or ".join(NAME_COLUMNS))
+        expected = " or ".join(("subscriber_id", *NAMING))
+        raise InvalidRequest("a row names nobody", path="rows", expected=expected)
 
 
 def named(rows: pa.Table) -> pa.Table:
     """With ``n`` (place in the batch), ``kind`` and ``value`` (the name in its compared form)."""
     by_id = rows["subscriber_id"].is_valid()
     by_email = pc.and_not(rows[EMAIL].is_valid(), by_id)
-    value = pc.if_else(
-        by_email,
-        compared_each(EMAIL, rows[EMAIL].combine_chunks()),
-        compared_each(EXTERNAL_ID, rows[EXTERNAL_ID].combine_chunks()),
-    )
-    kind = pc.if_else(by_email, EMAIL, EXTERNAL_ID)
+    other_kind, other = EXTERNAL_ID, _compared(rows, EXTERNAL_ID)
+    if rows[ANONYMOUS_ID].null_count < rows.num_rows:
+        by_number = other.is_valid()
+        other_kind = pc.if_else(by_number, EXTERNAL_ID, ANONYMOUS_ID)
+        other = pc.if_else(by_number, other, _compared(rows, ANONYMOUS_ID))
+    value = pc.if_else(by_email, _compared(rows, EMAIL), other)
+    kind = pc.if_else(by_email, EMAIL, other_kind)
     nothing = pa.scalar(None, pa.string())
     return (
         rows.append_column("n", pa.array(np.arange(rows.num_rows)))
         .append_column("kind", pc.if_else(by_id, nothing, kind))
         .append_column("value", pc.if_else(by_id, nothing, value))
     )
+
+
+def _compared(rows: pa.Table, kind: str) -> pa.Array:
+    return compared_each(kind, rows[kind].combine_chunks())
 
 
 def merged(rows: pa.Table, fields: dict[str, str], database: Database) -> tuple[pa.Table, pa.Array]:
@@ -110,7 +117,9 @@ def merged(rows: pa.Table, fields: dict[str, str], database: Database) -> tuple[
     groups = names.dictionary_encode()
     if len(groups.dictionary) == rows.num_rows:
         return rows, groups.indices
-    last = ", ".join(f"arg_max({name}, n) AS {name}" for name in [EXTERNAL_ID, *fields])
+    last = ", ".join(
+        f"arg_max({name}, n) AS {name}" for name in [EXTERNAL_ID, PHONE, ANONYMOUS_ID, *fields]
+    )
     merged = database.table(
         "SELECT min(n) AS n, any_value(subscriber_id) AS subscriber_id, arg_min(email, n) AS email,"
         f" any_value(kind) AS kind, any_value(value) AS value, {last}"

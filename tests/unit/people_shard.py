@@ -16,6 +16,12 @@ from manta.store.database import ShardDatabase
 START = datetime(2026, 3, 1, 12)
 
 
+def alias(from_id: int, to_id: int, state: str = "merged") -> dict[str, Any]:
+    """The row of a merge that stands."""
+    row = {"from_id": from_id, "to_id": to_id, "merge_id": from_id, "state": state}
+    return row | {"cause": "test", "created_at": START, "changed_at": START}
+
+
 class Shard:
     """``history`` collects the events that go to the lake and not to memory."""
 
@@ -55,6 +61,9 @@ class Shard:
     def load(self, table: str, *rows: dict[str, Any]) -> None:
         """Rows as if some earlier command had written them."""
         self.write(Change(table, Op.UPSERT, pa.Table.from_pylist(list(rows))))
+
+    def delete(self, table: str, **key: Any) -> None:
+        self.write(Change(table, Op.DELETE, pa.Table.from_pylist([key])))
 
     def write(self, *changes: Change) -> None:
         self.database.begin()

@@ -10,7 +10,7 @@ from manta.errors import InvalidRequest
 from manta.events.commands import PROPERTIES_BYTES_MAX, RecordEvents, TrackHits, wrong_properties
 from manta.events.queries import QUERIES
 from manta.ids import hash64
-from tests.unit.people_shard import START, Shard
+from tests.unit.people_shard import START, Shard, alias
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_hits_carry_the_campaign_of_their_message(shard):
 
 def test_events_of_merged_people_are_those_of_the_other(shard):
     person = shard.person("a@example.com")
-    shard.load("aliases", {"from_id": 5, "to_id": person})
+    shard.load("aliases", alias(5, person))
     row = {"subscriber_id": 5, "type": "bought", "id": "1"}
     assert record(shard, row, row | {"subscriber_id": person}).repeated == 1
     hit = {"subscriber_id": 5, "message_key": 1, "type": "opened", "event_id": 9}

@@ -8,7 +8,7 @@ import pytest
 from manta.command import Push
 from manta.errors import InvalidRequest, NotFound
 from manta.people.commands import LiftSuppression, SetConsent, Suppress, Unsubscribe
-from tests.unit.people_shard import START, Shard
+from tests.unit.people_shard import START, Shard, alias
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_revocations_go_to_each_sender_and_spare_transactional_mail(shard):
 
 def test_an_alias_is_followed_and_a_stranger_named(shard):
     person = shard.person("a@example.com")
-    shard.load("aliases", {"from_id": 5, "to_id": person}, {"from_id": 6, "to_id": 77})
+    shard.load("aliases", alias(5, person), alias(6, 77))
     assert shard.answer(Unsubscribe(None, 5, None, None, "page")).subscriber_id == person
     with pytest.raises(NotFound) as caught:
         shard.answer(Unsubscribe(None, 6, None, None, "page"))

@@ -14,7 +14,7 @@ from manta.rules.loading import load
 from manta.rules.scope import touches
 from manta.rules.tree import parse
 from manta.schema import AttributeType
-from tests.unit.people_shard import START, Shard
+from tests.unit.people_shard import START, Shard, alias
 
 CONTEXT = Context(START, Random(1), "default", 0)
 
@@ -41,7 +41,7 @@ def test_a_pending_identity_is_nobodys(shard: Shard) -> None:
 
 def test_a_person_is_shown_with_what_belongs_to_them(shard: Shard) -> None:
     ann = shard.person("Ann@shop.example", attr_city="Bern")
-    shard.load("aliases", {"from_id": 77, "to_id": ann, "cause": "merge", "created_at": START})
+    shard.load("aliases", alias(77, ann))
     shard.load(
         "consents",
         {"subscriber_id": ann, "channel": "email", "topic": "news", "status": "subscribed"},

@@ -20,7 +20,7 @@ from manta.delivery.planning import (
 from manta.delivery.troubles import NoteTrouble
 from manta.errors import Conflict, InvalidRequest, NotFound
 from tests.unit.delivery_shard import CAMPAIGN, SENDER, SendingShard, plan
-from tests.unit.people_shard import START
+from tests.unit.people_shard import START, alias
 
 
 def test_everybody_gets_a_row_and_a_reason() -> None:
@@ -29,7 +29,8 @@ def test_everybody_gets_a_row_and_a_reason() -> None:
     shard.load("consents", shard.consent(2, "unsubscribed"), shard.consent(3, "pending"))
     shard.suppress("p4@d0.example", "hard_bounce")
     shard.suppress("p5@d1.example", "unsubscribed")
-    shard.load("aliases", {"from_id": 6, "to_id": 7})
+    shard.load("aliases", alias(6, 7))
+    shard.delete("profiles", subscriber_id=6)
     shard.start()
     assert shard.rows("SELECT subscriber_id, state, reason FROM ledger ORDER BY 1") == [
         (1, "suppressed", "no_address"),

@@ -43,8 +43,7 @@ def audience_domains(
     screens, values = _screens(arguments, now)
     rows = database.rows(
         f"WITH people AS (SELECT p.subscriber_id, lower(p.email) AS address FROM profiles p"
-        f" SEMI JOIN ({chosen.sql}) chosen ON chosen.subscriber_id = p.subscriber_id"
-        " WHERE p.subscriber_id NOT IN (SELECT from_id FROM aliases)),"
+        f" SEMI JOIN ({chosen.sql}) chosen ON chosen.subscriber_id = p.subscriber_id),"
         f" mailed AS (SELECT * FROM people WHERE coalesce(address, '') <> '' AND {screens}),"
         " engaged AS (SELECT DISTINCT subscriber_id FROM events"
         " WHERE type IN ('opened', 'clicked')"

@@ -37,6 +37,7 @@ from manta.delivery.returns.failures import (
 )
 from manta.errors import InvalidRequest
 from manta.ids import NOBODY, MessageRef, hash64
+from manta.people.aliases import living
 from manta.people.consents import Unsubscribe, check_text
 from manta.people.history import compact_json, rows_of, upserted
 from manta.people.identities import EMAIL, compared
@@ -321,13 +322,9 @@ def _of_address(database: Database, given: str, at: datetime) -> tuple[_Message,
 
 def _living(database: Database, subscriber_id: int) -> int | None:
     """Who this is now (through the alias of a merge), if they live here."""
-    found = database.rows(
-        "SELECT p.subscriber_id FROM (SELECT coalesce("
-        "(SELECT to_id FROM aliases WHERE from_id = ?), ?)::BIGINT AS id) n"
-        " JOIN profiles p ON p.subscriber_id = n.id",
-        [subscriber_id, subscriber_id],
-    )
-    return int(found[0][0]) if found else None
+    person = living(database, subscriber_id)
+    there = database.rows("SELECT 1 FROM profiles WHERE subscriber_id = ?", [person])
+    return person if there else None
 
 
 def _sending_domain(database: Database, campaign_id: int | None) -> str:
