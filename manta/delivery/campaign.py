@@ -73,7 +73,7 @@ class Kind(StrEnum):
 
 
 # Without an answer from the person concerned, only marketing may go on being refused.
-MARKETING_ONLY_SUPPRESSIONS = ("unsubscribed", "sunset")
+MARKETING_ONLY_SUPPRESSIONS = ("unsubscribed", "sunset", "erased")
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ class Lease:
         }
         rows, more = self._next_rows(database, context.now, list(plans.values()))
         hours = frequency(database, context.settings.get("time_zone") or "UTC")
-        sorted_out = _sort_out(database, context.now, rows, plans, self.domains, hours)
+        sorted_out = _sort_out(database, context, rows, plans, self.domains, hours)
         changes = sorted_out.changes
         if sorted_out.granted.num_rows:
             changes = (*changes, self._leased(sorted_out.granted, context.now))
@@ -121,7 +121,7 @@ class Lease:
             [self.lease_id, self.sender, self.sender_epoch],
         )
         rows = [_Row(*row) for row in found]
-        granted = _sort_out(database, context.now, rows, _running(database, None), None).granted
+        granted = _sort_out(database, context, rows, _running(database, None), None).granted
         kept = set(_refs(granted))
         refs = [(row.subscriber_id, row.message_key) for row in rows]
         return Grant(granted, False, tuple(ref for ref in refs if ref not in kept))
@@ -291,7 +291,7 @@ def _running(database: Database, serves: Iterable[str] | None) -> dict[int, Camp
 
 def _sort_out(
     database: Database,
-    now: datetime,
+    context: Context,
     rows: list[_Row],
     plans: dict[int, CampaignPlan],
     domains: tuple[str, ...] | None,
@@ -306,7 +306,7 @@ def _sort_out(
         for row in rows
     ]
     columns = _attribute_columns(database, {row.campaign_id for row in rows}, plans)
-    screened = screen(database, wanted, now, columns)
+    screened, now = screen(database, wanted, context, columns), context.now
     kept: list[int] = []
     moved: list[tuple[_Row, str]] = []
     refused: list[tuple[_Row, State, str]] = []

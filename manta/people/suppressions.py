@@ -41,6 +41,7 @@ from manta.people.consents import (
 )
 from manta.people.history import compact_json, recorded, rows_of, upserted
 from manta.people.identities import EMAIL, compared
+from manta.privacy.hashes import erased_among
 from manta.schema import SUPPRESSIONS
 
 HARD_BOUNCE = "hard_bounce"
@@ -303,6 +304,9 @@ def suppressing(
     database: Database, context: Context, wanted: Sequence[Wanted], channel: str = "email"
 ) -> Suppressing:
     """The changes and pushes of suppressions, as parts of some command's decision."""
+    erased = erased_among(database, context.settings, [want.address for want in wanted], channel)
+    # News about an address that nobody has since its person was erased would bring it back.
+    wanted = [want for want in wanted if want.person is not None or want.address not in erased]
     if not wanted:
         return Suppressing((), (), {})
     before = standing_stops(database, channel, [want.address for want in wanted], context.now)

@@ -18,7 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from manta.command import Context, Database
+from manta.command import Database
 from manta.people.identities import EMAIL, PHONE
 
 ERASED = "erased"  # the reason of such a suppression
@@ -46,35 +46,57 @@ def key_of(settings: Mapping[str, Any]) -> bytes:
     return key
 
 
+def any_erased(database: Database) -> bool:
+    """Whether there is anything to ask ``erased_among`` for."""
+    return bool(_held(database))
+
+
 def erased_among(
-    database: Database, context: Context, addresses: Iterable[str | None], channel: str = "email"
+    database: Database,
+    settings: Mapping[str, Any],
+    addresses: Iterable[str | None],
+    channel: str = "email",
 ) -> set[str]:
     """Those of the addresses (compared forms) whose person was erased."""
-    held: frozenset[str] | None = database.hints.get(_HINT)
-    if held is None:
-        held = frozenset(
-            address
-            for (address,) in database.rows(
-                "SELECT address FROM suppressions WHERE starts_with(address, 'hmac:')"
-            )
-        )
-        database.hints[_HINT] = held
+    held = _held(database)
     if not held:
         return set()
-    key = key_of(context.settings)
+    key = key_of(settings)
     return {a for a in set(addresses) if a and keyed_hash(key, channel, a) in held}
 
 
-def erased_each(
-    database: Database, context: Context, addresses: pa.Array, channel: str = "email"
-) -> pa.Array:
-    """The erased ones among a column of compared addresses, as a column of texts."""
-    if isinstance(addresses, pa.ChunkedArray):
-        addresses = addresses.combine_chunks()
-    found: set[str] = set()
-    if database.hints.get(_HINT) != frozenset():
-        found = erased_among(database, context, addresses.to_pylist(), channel)
-    return pa.array(sorted(found), pa.string())
+def erased_people(
+    database: Database, settings: Mapping[str, Any], people: pa.Table, channel: str
+) -> set[int]:
+    """Those of the people to whose address an erased one had a right.
+
+    ``people``: person, and email where the profile is not written yet.
+    """
+    if not _held(database) or channel not in CHANNELS.values():
+        return set()
+    if channel == "email":
+        sql = (
+            "SELECT w.person, lower(coalesce(w.email, p.email)) FROM _people w"
+            " LEFT JOIN profiles p ON p.subscriber_id = w.person"
+        )
+    else:
+        sql = (
+            "SELECT w.person, d.value FROM _people w JOIN identities d"
+            f" ON d.subscriber_id = w.person AND d.kind = '{PHONE}'"
+        )
+    addresses = database.rows(sql, _people=people)
+    erased = erased_among(database, settings, (address for _, address in addresses), channel)
+    return {person for person, address in addresses if address in erased}
+
+
+def _held(database: Database) -> frozenset[str]:
+    held: frozenset[str] | None = database.hints.get(_HINT)
+    if held is None:
+        found = database.rows(
+            f"SELECT address FROM suppressions WHERE starts_with(address, '{MARK}')"
+        )
+        held = database.hints[_HINT] = frozenset(address for (address,) in found)
+    return held
 
 
 def forget_held(database: Database) -> None:
