@@ -23,6 +23,7 @@ from serve_apps.api import (
     campaigns,
     delivery,
     domains,
+    endpoints,
     exports,
     imports,
     keys,
@@ -31,6 +32,7 @@ from serve_apps.api import (
     segments,
     suppressions,
     templates,
+    topics,
     view,
 )
 from serve_apps.api.description import describe
@@ -80,7 +82,9 @@ def create_api(handles: Handles, authenticator: Authenticator, public_url: str) 
         rehearsals,
         delivery,
         domains,
+        endpoints,
         keys,
+        topics,
         view,
     ):
         api.include_router(room.router)
