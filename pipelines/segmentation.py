@@ -237,6 +237,9 @@ def dataset(plan: Plan) -> Any:
     """The Ray Data dataset of a plan: one block, and so one task, per shard."""
     import ray
 
+    # The tasks hardly answer anything, so all of them may run at once: without this Ray Data keeps
+    # half of the processors for reading results.
+    ray.data.DataContext.get_current().op_resource_reservation_enabled = False
     tasks = [{"shard": shard, "manifest": number} for shard, number in plan.manifests]
     rows = ray.data.from_items(tasks, override_num_blocks=len(tasks))
     return rows.flat_map(
