@@ -32,7 +32,7 @@ from manta.segments.flips import Ids
 from manta.segments.index import LiveSegment
 from manta.segments.live import LiveSegments, Round
 from manta.segments.notes import Notes, Taken
-from manta.segments.whole import differences, evaluate
+from manta.segments.whole import flips, moves
 from manta.store.database import Reader
 from manta.store.shard import ShardStore
 
@@ -318,9 +318,9 @@ class Evaluating:
         ids = frozenset(segment.id for segment in segments)
         moved = np.empty(0, np.int64)
         try:
-            moves = await self._in(self._whole_thread, lambda: self._evaluated(segments))
-            moved = moves["subscriber_id"].unique().to_numpy()
-            await self._apply(moves, "rule")
+            moved_rows = await self._in(self._whole_thread, lambda: self._evaluated(segments))
+            moved = moved_rows["subscriber_id"].unique().to_numpy()
+            await self._apply(moved_rows, "rule")
         except BaseException:
             self.live.stop_recording(recorder)
             self.live.ask_whole(ids)
@@ -335,32 +335,33 @@ class Evaluating:
 
     def _evaluated(self, segments: Sequence[LiveSegment]) -> pa.Table:
         """Their moves by person, so that each person's row is written once; what is beyond the
-        limit goes back."""
+        limit goes back. Flips are said first (see ``flips``)."""
+        self.live.flips.include(*self._beside(lambda r, now: flips(r, segments, now, self._zone)))
         found: list[pa.Table] = []
         rows = 0
         for place, segment in enumerate(segments):
             if rows > self.settings.whole_rows_max:
                 self.live.ask_whole(segment.id for segment in segments[place:])
                 break
-            moves = self._one_evaluated(segment)
-            rows += moves.num_rows
-            found.append(moves)
+            try:
+                moved = self._beside(lambda r, now, s=segment: moves(r, s, now, self._zone))
+            except Exception as error:
+                logger.error("segment %s cannot be evaluated", segment.id, exc_info=error)
+                self.live.troubles[segment.id] = f"{type(error).__name__}: {error}"
+                continue
+            self.figures.whole_evaluations += 1
+            rows += moved.num_rows
+            found.append(moved)
         return _sorted(found)
 
-    def _one_evaluated(self, segment: LiveSegment) -> pa.Table:
+    def _beside(self, read: Callable[[Reader, datetime], T]) -> T:
+        """A read of what is committed now, on a cursor of its own."""
         reader = self._store.reader()
         try:
             reader.pin()
-            whole = evaluate(reader, segment, self._store.context().now, self._zone)
-        except Exception as error:
-            logger.error("segment %s cannot be evaluated whole", segment.id, exc_info=error)
-            self.live.troubles[segment.id] = f"{type(error).__name__}: {error}"
-            return WANTED.empty_table()
+            return read(reader, self._store.context().now)
         finally:
             reader.close()
-        self.figures.whole_evaluations += 1
-        self.live.flips.include(whole.people, whole.flips)
-        return whole.moves
 
     # -- drift -------------------------------------------------------------------------------------
 
@@ -418,13 +419,10 @@ class Evaluating:
             among: Ids = people[numbers == segment.id]
             if not len(among):
                 continue
-            reader = self._store.reader()
-            try:
-                reader.pin()
-                now = self._store.context().now
-                found.append(differences(reader, segment, now, self._zone, among.tolist()))
-            finally:
-                reader.close()
+            ids = among.tolist()
+            found.append(
+                self._beside(lambda r, now, s=segment, ids=ids: moves(r, s, now, self._zone, ids))
+            )
         return _sorted(found)
 
     def _drift_report(self, moves: pa.Table, checked_at: datetime) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from manta.command import Context, Database
 from manta.errors import InvalidRequest, NotFound
 from manta.people.memberships import members_of
 from manta.segments.index import read_index
-from manta.segments.whole import evaluate
+from manta.segments.whole import moves
 
 PAGE_MAX = 1_000
 OVERLAP_MAX = 20  # segments at once
@@ -110,7 +110,7 @@ def drift(database: Database, context: Context, arguments: Mapping[str, Any]) ->
         raise NotFound(f"no live segment {only}", path="segment_id")
     answer = {}
     for id in sorted(index.segments) if only is None else [int(only)]:
-        member = evaluate(database, index.segments[id], context.now, zone).moves["member"]
+        member = moves(database, index.segments[id], context.now, zone)["member"]
         missing = sum(member.to_pylist())
         answer[id] = {"missing": missing, "wrong": len(member) - missing}
     return answer

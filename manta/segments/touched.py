@@ -69,20 +69,24 @@ def with_addresses(found: Touched, index: Index, database: Database) -> None:
 def by_person(pieces: Sequence[Piece], most: int) -> tuple[dict[int, Segments], Segments]:
     """Each person with their segments; and the segments to be evaluated whole, where their people
     would be more than ``most``: those of the largest pieces."""
-    pieces = sorted(pieces, key=lambda piece: len(piece.people))
-    total = sum(len(piece.people) for piece in pieces)
+    alike: dict[Segments, list[Ids]] = {}
+    for ids, segments in pieces:
+        alike.setdefault(segments, []).append(ids)
+    joint = [Piece(np.unique(np.concatenate(ids)), segments) for segments, ids in alike.items()]
+    joint.sort(key=lambda piece: len(piece.people))
+    total = sum(len(piece.people) for piece in joint)
     whole: Segments = NONE
-    while pieces and total > most:
-        piece = pieces.pop()
+    while joint and total > most:
+        piece = joint.pop()
         total -= len(piece.people)
         whole |= piece.segments
     people: dict[int, Segments] = {}
     joined: dict[tuple[Segments, Segments], Segments] = {}
-    for ids, segments in pieces:
+    for ids, segments in joint:
         rest = segments - whole
         if not rest:
             continue
-        for id in np.unique(ids).tolist():
+        for id in ids.tolist():
             known = people.get(id)
             if known is None:
                 people[id] = rest

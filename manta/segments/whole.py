@@ -8,63 +8,46 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from manta.command import Database
 from manta.people.memberships import WANTED
+from manta.rules.flips import compile_flips
 from manta.rules.loading import columns_of_profiles
-from manta.rules.nodes import Rule
+from manta.rules.nodes import AnyOf
 from manta.rules.scope import without_unknown
 from manta.rules.sql import compile_sql
 from manta.segments.flips import Ids, Instants
 from manta.segments.index import LiveSegment
 
 
-class Whole(NamedTuple):
-    """``moves``: the people whose membership is not what the rule says (``WANTED``)."""
-
-    moves: pa.Table
-    people: Ids
-    flips: Instants
-
-
-def evaluate(database: Database, segment: LiveSegment, now: datetime, zone: str) -> Whole:
-    """All of a segment at ``now``."""
-    rule = without_unknown(segment.rule, columns_of_profiles(database))
-    moves = _moves(database, segment.id, rule, now, zone)
-    if not segment.closure.moves_with_time:
-        nobody = np.empty(0, np.int64)
-        return Whole(moves, nobody, nobody)
-    try:
-        from manta.rules.flips import compile_flips
-    except ImportError:
-        return _by_closures(database, segment, now, moves)
+def flips(
+    database: Database, segments: Sequence[LiveSegment], now: datetime, zone: str
+) -> tuple[Ids, Instants]:
+    """Everybody whose answer for one of the segments time alone could change, and when at the
+    earliest. To be asked before their moves: a flip that passes between is asked about then."""
+    timed = [segment.rule for segment in segments if segment.closure.moves_with_time]
+    if not timed:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    rule = without_unknown(AnyOf(tuple(timed)), columns_of_profiles(database))
     asked = compile_flips(rule, now, zone)
     found = database.table(asked.sql, asked.params)
     found = found.filter(found["flips_at"].is_valid())
     instants = found["flips_at"].cast(pa.timestamp("us")).cast(pa.int64())
-    return Whole(moves, found["subscriber_id"].to_numpy(), instants.to_numpy())
+    return found["subscriber_id"].to_numpy(), instants.to_numpy()
 
 
-def differences(
-    database: Database, segment: LiveSegment, now: datetime, zone: str, among: Sequence[int]
-) -> pa.Table:
-    """Of these people those whose membership is not what the rule says now (``WANTED``)."""
-    rule = without_unknown(segment.rule, columns_of_profiles(database))
-    return _moves(database, segment.id, rule, now, zone, among)
-
-
-def _moves(
+def moves(
     database: Database,
-    segment_id: int,
-    rule: Rule,
+    segment: LiveSegment,
     now: datetime,
     zone: str,
     among: Sequence[int] | None = None,
 ) -> pa.Table:
+    """The people (``among`` these) whose membership is not what the rule says now (``WANTED``)."""
+    rule = without_unknown(segment.rule, columns_of_profiles(database))
     asked = compile_sql(rule, now, zone, among)
     only = "" if among is None else " AND subscriber_id IN (SELECT unnest(?::BIGINT[]))"
     found = database.table(
@@ -77,25 +60,10 @@ def _moves(
         " FROM present ANTI JOIN holding USING (subscriber_id)",
         [
             *asked.params,
-            segment_id,
+            segment.id,
             *([] if among is None else [list(among)]),
-            segment_id,
-            segment_id,
+            segment.id,
+            segment.id,
         ],
     )
     return found.cast(WANTED)
-
-
-def _by_closures(database: Database, segment: LiveSegment, now: datetime, moves: pa.Table) -> Whole:
-    from manta.rules.loading import load
-    from manta.segments.flips import micros_of
-
-    ids = [id for (id,) in database.rows("SELECT subscriber_id FROM profiles")]
-    at = {}
-    for start in range(0, len(ids), 1000):
-        for id, person in load(database, ids[start : start + 1000], segment.touches).items():
-            moment = segment.closure.flips_at(person, now)
-            if moment is not None:
-                at[id] = micros_of(moment)
-    people = np.fromiter(at.keys(), np.int64, len(at))
-    return Whole(moves, people, np.fromiter(at.values(), np.int64, len(at)))

@@ -16,7 +16,7 @@ from manta.people.definitions import SetDefinition
 from manta.rules.sql import compile_sql
 from manta.segments.live import LiveSegments, Round
 from manta.segments.notes import Notes
-from manta.segments.whole import Whole, evaluate
+from manta.segments.whole import flips, moves
 from manta.store.objects import ObjectStore
 from manta.store.settings import ShardSettings
 from manta.store.shard import ShardStore
@@ -93,10 +93,13 @@ class House:
         answer: Round = self._pinned(lambda reader: self.live.round(reader, taken, self.now))
         return answer
 
-    def look_whole(self, number: int) -> Whole:
+    def look_whole(self, number: int) -> pa.Table:
+        """The moves of a segment evaluated whole, without their effect."""
         segment = self.live.index.segments[number]
-        found: Whole = self._pinned(lambda reader: evaluate(reader, segment, self.now, self.zone))
-        return found
+        found = self._pinned(lambda reader: flips(reader, [segment], self.now, self.zone))
+        self.live.flips.include(*found)
+        wanted: pa.Table = self._pinned(lambda reader: moves(reader, segment, self.now, self.zone))
+        return wanted
 
     def turn(self) -> int:
         """How many people were asked."""
@@ -108,9 +111,8 @@ class House:
             segments, recorder = self.live.take_whole(100)
             wholes = [self.look_whole(segment.id) for segment in segments]
             for segment, whole in zip(segments, wholes, strict=True):
-                self.live.flips.include(whole.people, whole.flips)
-                self.do(ApplyMemberships(None, whole.moves, "rule"))
-                moved = whole.moves["subscriber_id"].to_numpy()
+                self.do(ApplyMemberships(None, whole, "rule"))
+                moved = whole["subscriber_id"].to_numpy()
                 self.live.taken_whole(recorder, frozenset({segment.id}), moved)
             self.live.stop_recording(recorder)
             for id in self.live.removed:
