@@ -8,6 +8,7 @@ clock changes, amounts that floats cannot add.
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any
 
 from manta.schema import AttributeType
@@ -90,6 +91,7 @@ PATHS = ["properties.plan", "properties.n", "properties.deep.a b", "properties.o
 # -- rules -----------------------------------------------------------------------------------------
 
 
+@cache
 def _values(type_: AttributeType) -> st.Draw[dict[str, Any]]:
     def test(operators: list[str], value: st.Draw[Any]) -> st.Draw[Any]:
         return st.builds(
@@ -151,6 +153,7 @@ def comparisons(numbers: st.Draw[Any]) -> st.Draw[dict[str, Any]]:
     )
 
 
+@cache
 def frames() -> st.Draw[dict[str, Any]]:
     day, instant = st.sampled_from(DAYS), st.sampled_from(INSTANTS)
     pair = st.lists(day, min_size=2, max_size=2) | st.lists(instant, min_size=2, max_size=2)
@@ -163,6 +166,7 @@ def frames() -> st.Draw[dict[str, Any]]:
     )
 
 
+@cache
 def filters() -> st.Draw[dict[str, Any]]:
     def on(name: str, type_: AttributeType, explicit: bool) -> st.Draw[dict[str, Any]]:
         extra = {"type": type_.value} if explicit else {}
@@ -193,6 +197,7 @@ def _happenings(framed: bool) -> st.Draw[dict[str, Any]]:
     )
 
 
+@cache
 def _events() -> st.Draw[dict[str, Any]]:
     measures = st.one_of(
         st.just({}),
@@ -208,12 +213,14 @@ def _events() -> st.Draw[dict[str, Any]]:
     )
 
 
+@cache
 def _event_times() -> st.Draw[dict[str, Any]]:
     return _happenings(True).flatmap(
         lambda one: st.sampled_from([{"first_time": one}, {"last_time": one}])
     )
 
 
+@cache
 def _steps() -> st.Draw[dict[str, Any]]:
     return st.builds(
         lambda type_, where, span: {
@@ -227,6 +234,7 @@ def _steps() -> st.Draw[dict[str, Any]]:
     )
 
 
+@cache
 def sequences() -> st.Draw[dict[str, Any]]:
     def build(steps: list[dict[str, Any]], absent: Any, within: Any) -> dict[str, Any]:
         first, *rest = steps
@@ -243,6 +251,7 @@ def sequences() -> st.Draw[dict[str, Any]]:
     )
 
 
+@cache
 def keyed() -> st.Draw[dict[str, Any]]:
     inside = _groups(st.one_of(_events(), _events(), _event_times(), sequences()), 2)
     return st.builds(
@@ -253,6 +262,7 @@ def keyed() -> st.Draw[dict[str, Any]]:
     )
 
 
+@cache
 def _predictions() -> st.Draw[dict[str, Any]]:
     return st.builds(
         lambda name, test: {"prediction": {"name": name, **test}},
@@ -338,5 +348,6 @@ def _groups(leaf: st.Draw[Any], depth: int) -> st.Draw[Any]:
     )
 
 
+@cache
 def rules() -> st.Draw[dict[str, Any]]:
     return _groups(leaves(), 3)

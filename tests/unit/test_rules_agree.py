@@ -17,6 +17,7 @@ from manta.rules.nodes import Rule, walk
 from manta.rules.scope import without_unknown
 from manta.rules.sql import compile_count, compile_sample, compile_sql
 from manta.rules.tree import parse
+from tests.unit.plain_rules import plain_holds, plain_people
 from tests.unit.rules_samples import ATTRIBUTES, NOW, crowds, empty_database, rules, store
 
 
@@ -72,6 +73,26 @@ def test_sql_finds_exactly_the_people_for_whom_the_closure_holds(database: Any, 
         assert database.execute(count.sql, count.params).fetchone() == (len(right),)
         sample = found(database, compile_sample(rule, NOW, 3, zone))
         assert len(sample) == min(3, len(right)) and set(sample) <= set(right)
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 2**32))
+def test_both_say_what_the_page_of_semantics_says(database: Any, seed: int) -> None:
+    """Each part of each rule, against the plain reading of docs/rules.md."""
+    random = Random(seed)
+    everybody = crowds(15).draw(random)
+    store(database, everybody)
+    plain = plain_people(lambda sql: database.sql(sql).to_arrow_table())
+    for _ in range(6):
+        rule = parse(rules().draw(random), ATTRIBUTES)
+        zone = random.choice(["UTC", "Asia/Kolkata"])
+        for node in reversed(walk(rule)):
+            json = node.to_json()
+            right = [id for id, one in plain.items() if plain_holds(json, one, NOW, zone)]
+            differ = set(right) ^ set(expected(node, everybody, zone))
+            if differ:
+                pytest.fail(f"{json} in {zone} about {everybody[min(differ) - 1]}")
+        assert found(database, compile_sql(rule, NOW, zone)) == sorted(right)
 
 
 @settings(deadline=None, max_examples=10)
