@@ -40,6 +40,7 @@ def roles(settings: Settings) -> list[str]:
         *FIRST,
         *(shard_role(n) for n in range(settings.shards)),
         "director",
+        "courier",
         *(sender_role(n) for n in range(settings.senders)),
         *([INBOX] if settings.inbox.port else []),
     ]

@@ -23,6 +23,7 @@ from manta.store.objects import ObjectStore, open_objects
 if TYPE_CHECKING:
     from actors.bursts import Connect, Connection
     from actors.catalog import Catalog
+    from actors.courier import Courier
     from actors.director import Director
     from actors.inbox import Inbox
     from actors.reputation import ReputationActor
@@ -52,6 +53,7 @@ def build(role: str, settings: Settings) -> Any:
         "resolver": build_resolver,
         "director": build_director,
         "inbox": build_inbox,
+        "courier": build_courier,
     }
     if kind in builders:
         return builders[kind](settings)
@@ -186,6 +188,18 @@ async def build_inbox(settings: Settings) -> Inbox:
     )
 
 
+async def build_courier(settings: Settings) -> Courier:
+    from actors.courier import Courier
+    from actors.io.dns import DnsClient
+    from actors.io.web import Web, asked_addresses, system_addresses
+
+    found, clock, resolve = await _find(settings), SystemClock(), system_addresses
+    if settings.dns.servers:
+        resolve = asked_addresses(DnsClient(settings.dns, clock).addresses)
+    web = Web(resolve, private=settings.courier.private_addresses)
+    return Courier(found.catalog, found.shards, web, clock)
+
+
 def build_shard(settings: Settings, shard: int) -> ShardActor:
     from actors.shard import ShardActor, ShardActorSettings
     from manta.delivery import queries as delivery_queries
@@ -199,6 +213,10 @@ def build_shard(settings: Settings, shard: int) -> ShardActor:
     from manta.store.queries import Queries
     from manta.store.settings import ShardSettings
     from manta.store.shard import ShardStore
+    from manta.webhooks import queries as webhook_queries
+    from manta.people.sunset import SunsetDeriver
+    from manta.webhooks.deriving import OutboxDeriver
+    from manta.webhooks.hooks import DeliveriesHook
 
     clock = SystemClock()
     objects = _objects(settings)
@@ -224,7 +242,11 @@ def build_shard(settings: Settings, shard: int) -> ShardActor:
             clock,
             SystemRandom(),
             shard_settings,
-            delivery_hooks(clock, HookSettings(lease_deadline_s=settings.lease_deadline_s)),
+            (
+                *delivery_hooks(clock, HookSettings(lease_deadline_s=settings.lease_deadline_s)),
+                DeliveriesHook(clock),
+            ),
+            (SunsetDeriver(), OutboxDeriver()),
             watch=notes.add,
         )
 
@@ -235,6 +257,7 @@ def build_shard(settings: Settings, shard: int) -> ShardActor:
         segment_queries.QUERIES,
         quarantine.QUERIES,
         delivery_queries.QUERIES,
+        webhook_queries.QUERIES,
     )
     gap_s = S3_APPEND_GAP_S if settings.root.startswith("s3://") else 0.0
     return ShardActor(

@@ -30,7 +30,7 @@ from manta.errors import MantaError, NotReady, RetryableError
 from manta.people.memberships import WANTED, ApplyMemberships, RemoveMembers
 from manta.segments.flips import Ids
 from manta.segments.index import LiveSegment
-from manta.segments.live import LiveSegments, Round
+from manta.segments.live import LiveSegments, Recorder, Round
 from manta.segments.notes import Notes, Taken
 from manta.segments.whole import flips, moves
 from manta.store.database import Reader
@@ -390,7 +390,7 @@ class Evaluating:
         self.figures.drift_found += moves.num_rows
         return report
 
-    async def _drifted(self, recorder: Any) -> pa.Table:
+    async def _drifted(self, recorder: Recorder) -> pa.Table:
         segments = list(self.live.index.segments.values())
         first = await self._in(self._whole_thread, lambda: self._evaluated(segments))
         self._note_flips()

@@ -232,6 +232,7 @@ class Handles:
         self.throttle = Singleton(calls, "throttle", clock, random)
         self.reputation = Singleton(calls, "reputation", clock, random)
         self.resolver = Singleton(calls, "resolver", clock, random)
+        self.courier = Singleton(calls, "courier", clock, random)
         self.senders = [Singleton(calls, sender_role(i), clock, random) for i in range(senders)]
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -62,6 +62,20 @@ class JournaledActor:
     async def list(self, collection: str) -> list[dict[str, Any]]:
         self._require_ready()
         return list(self._documents.list(collection))
+
+    async def forget(self, people: Sequence[int]) -> int:
+        """Take erased people's ids out of the documents and the store; see ``Documents.forget``."""
+        self._require_ready()
+
+        async def forget() -> int:
+            async with self._lock:
+                try:
+                    return await self._in_thread(lambda: self._documents.forget(people))
+                except (Fenced, OutcomeUnknown, Damaged) as error:
+                    self._exit_process(f"{self.role}: {error}")
+                    raise
+
+        return await asyncio.shield(forget())
 
     def remembered(self, key: str | None) -> Remembered | None:
         """What was done under this key within the last 48 h."""

@@ -190,6 +190,23 @@ class Sender:
         self._wake_settling()
         return held
 
+    async def forget(self, people: Sequence[int]) -> int:
+        """Let go of journal entries about erased people; how many there still are.
+
+        What is about open leases stays until they are settled, so the caller asks again.
+        """
+        before = self.sending.tail
+        self.sending.want_low_water()
+        self.want_journal()
+        await self.until(lambda: self.sending.tail > before)
+        low_water = self.sending.low_water
+
+        def forget() -> int:
+            self._journal.truncate(low_water)
+            return self._journal.entries_about(people)
+
+        return await self._in_journal_thread(forget)
+
     async def status(self) -> dict[str, Any]:
         sending = self._sending
         return {

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from actors.evaluating import EvaluatingSettings
 from actors.shard import ShardActor, ShardActorSettings, command_bytes
 from manta.clock import SystemClock
 from manta.command import Context, Database, Push
@@ -24,12 +25,14 @@ from manta.errors import (
     Overloaded,
     StoreUnavailable,
 )
+from manta.segments.notes import Notes
 from manta.store.objects import FileObjects, ObjectStore
 from manta.store.queries import Queries
 from manta.store.settings import ShardSettings
 from manta.store.shard import Hook, HookResult, ShardStore
 from tests.faults import FaultyObjects
-from tests.unit.store_shard import Act, Write, event, person, recovered, refuse, write
+from tests.unit.segments_house import define
+from tests.unit.store_shard import Act, Write, event, person, recovered, refuse, upsert, write
 
 
 def emails(database: Database, context: Context, arguments: Mapping[str, Any]) -> Any:
@@ -42,6 +45,11 @@ def endless(database: Database, context: Context, arguments: Mapping[str, Any]) 
     return database.rows("SELECT count(*) FROM range(100000000000) WHERE range % 7 = 3")
 
 
+def inside(database: Database, context: Context, arguments: Mapping[str, Any]) -> Any:
+    rows = database.rows("SELECT subscriber_id, segments FROM memberships ORDER BY 1")
+    return {id: segments for id, segments in rows if segments}
+
+
 class Stage:
     """An actor with all around it."""
 
@@ -52,6 +60,7 @@ class Stage:
         store: ShardSettings | None = None,
         hooks: tuple[Hook, ...] = (),
     ) -> None:
+        self.notes = Notes(SystemClock())
         self.pushed: list[tuple[Any, ...]] = []
         self.ended = asyncio.Event()
         self.reasons: list[str] = []
@@ -65,14 +74,16 @@ class Stage:
             Random(1),
             store,
             hooks,
+            watch=self.notes.add,
         )
         self.actor = ShardActor(
             self._open,
             lambda *pushed: self.pushed.append(pushed),
             SystemClock(),
             self._end,
-            Queries({"emails": emails, "endless": endless}),
+            Queries({"emails": emails, "endless": endless, "inside": inside}),
             actor,
+            self.notes,
         )
 
     def _open(self) -> ShardStore:
@@ -309,6 +320,116 @@ async def test_status_has_the_figures(stage: Stage) -> None:
     assert status["commit_p99_s"] >= status["commit_p50_s"] > 0
     assert status["memory_bytes"] > 0
     assert status["mailbox_commands"] == 0
+
+
+# -- live segments ---------------------------------------------------------------------------------
+
+BOUGHT = {"event": {"type": "purchased", "within": {"last": {"minutes": 30}}}}
+OSLO = {"attribute": {"name": "city", "operator": "equals", "value": "Oslo"}}
+QUICK = EvaluatingSettings(round_gap_s=0.01, flips_gap_s=0.02, pause_s=0.01, trouble_retry_s=0.02)
+
+
+@pytest.fixture
+async def live(objects: FileObjects) -> AsyncIterator[Stage]:
+    stage = Stage(objects, ShardActorSettings(evaluating=QUICK))
+    await stage.actor.start()
+    await stage.actor.execute([define(1, OSLO), define(2, BOUGHT)])
+    new = {"attr_city": "Oslo", "created_at": SystemClock().now()}
+    await stage.actor.execute([write(person(id, **new)) for id in (1, 2)])
+    await members(stage, {1: [1], 2: [1]})
+    yield stage
+    await stage.actor.stop()
+
+
+async def members(stage: Stage, expected: dict[int, list[int]]) -> None:
+    """Wait until these are the members."""
+    found: Any = None
+    for _ in range(500):
+        found = await stage.actor.query("inside")
+        if found == expected:
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError(found)
+
+
+async def test_members_follow_changes_and_time(live: Stage) -> None:
+    soon = SystemClock().now() - timedelta(minutes=30) + timedelta(seconds=0.3)
+    await live.actor.execute([write(event(2, "purchased", soon)), write(person(1, attr_city="x"))])
+    await members(live, {2: [1, 2]})
+    status = await live.actor.status()
+    assert status["next_flip"] is not None
+    assert status["live_segments"] == 2
+    assert status["people_timed"] == 1
+    await members(live, {2: [1]})
+    assert SystemClock().now() >= soon + timedelta(minutes=30)
+    status = await live.actor.status()
+    assert status["next_flip"] is None
+    assert 0 < status["membership_lag_p99_s"] < 2.5
+    assert status["people_asked"] >= 4
+
+
+async def test_an_idle_shard_asks_nobody(live: Stage) -> None:
+    before = await live.actor.status()
+    await asyncio.sleep(0.15)
+    after = await live.actor.status()
+    assert after["segment_rounds"] - before["segment_rounds"] <= 1  # its own last moves
+    assert after["sequence"] == before["sequence"]
+
+
+async def test_a_refused_append_keeps_the_moves_until_they_are_in(objects: FileObjects) -> None:
+    faulty = FaultyObjects(objects, Random(1))
+    stage = Stage(faulty, ShardActorSettings(evaluating=QUICK))
+    await stage.actor.start()
+    new = {"attr_city": "Oslo", "created_at": SystemClock().now()}
+    await stage.actor.execute([write(person(1, **new)), define(1, OSLO)])
+    faulty.full = True
+    await asyncio.sleep(0.1)
+    assert await stage.actor.query("inside") == {}
+    faulty.full = False
+    await members(stage, {1: [1]})
+    await stage.actor.stop()
+
+
+async def test_drift_is_found_reported_and_put_right(live: Stage) -> None:
+    assert (await live.actor.check_drift())["segments"] == {}
+    wrong = upsert("memberships", {"subscriber_id": 1, "segments": [2]})
+    await live.actor.execute([write(wrong)])
+    report = await live.actor.check_drift()
+    assert report["segments"] == {
+        1: {"missing": 1, "wrong": 0},
+        2: {"missing": 0, "wrong": 1},
+    }
+    assert await live.actor.query("inside") == {1: [1], 2: [1]}
+    assert (await live.actor.check_drift())["segments"] == {}
+    status = await live.actor.status()
+    assert (status["drift_checks"], status["drift_found"]) == (3, 2)
+    assert status["last_drift"] == {}
+
+
+async def test_changes_while_drift_is_looked_for_are_no_drift(live: Stage) -> None:
+    checking = asyncio.ensure_future(live.actor.check_drift())
+    for n in range(20):
+        city = "Oslo" if n % 2 else "Rome"
+        await live.actor.execute([write(person(1, attr_city=city), person(2, attr_city=city))])
+    assert (await checking)["segments"] == {}
+    await members(live, {1: [1], 2: [1]})
+
+
+async def test_a_round_that_fails_is_tried_again(live: Stage) -> None:
+    store = live.opened[0]
+    reader = store.reader
+
+    def once() -> Any:
+        del store.reader  # type: ignore[attr-defined]
+        raise RuntimeError("no cursor")
+
+    assert live.actor._evaluating is not None
+    live.actor._evaluating._reader = None
+    store.reader = once  # type: ignore[method-assign]
+    await live.actor.execute([write(person(1, attr_city="Rome"))])
+    await members(live, {2: [1]})
+    assert reader
+    assert (await live.actor.status())["evaluating_failed"] == 1
 
 
 def test_the_size_of_a_command_counts_its_tables_and_texts() -> None:
