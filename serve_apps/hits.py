@@ -13,13 +13,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from actors.handles import Shards
 from manta.events.commands import TrackHits
 from manta.people.history import random_int64
+from manta.people.identifying import forward
 from manta.traffic.classifier import Signals, judge
 from manta.traffic.networks import network_of
 from manta.traffic.together import Stored, write_properties
@@ -157,4 +158,15 @@ def track_hits(hits: Sequence[Hit], key: str, random: Random) -> TrackHits:
 
 def hit_gatherer(shards: Shards, producer: str, random: Random) -> Gatherer[Hit]:
     """``producer`` names this incarnation of the replica: it begins the keys of its batches."""
-    return Gatherer(shards, lambda hits, key: track_hits(hits, key, random), f"hits:{producer}")
+
+    async def after(answer: Any, key: str) -> None:
+        copies = getattr(answer, "copies", ())
+        if copies:
+            await forward(shards, copies, key)
+
+    return Gatherer(
+        shards,
+        lambda hits, key: track_hits(hits, key, random),
+        f"hits:{producer}",
+        after=after,
+    )

@@ -7,6 +7,9 @@ compaction of the lake. ``RecordEvents`` answers row by row, so that a producer 
 were repeats and which name nobody. ``TrackHits`` takes the opens and clicks of signed links: each
 hit counts, and a retry of the whole batch is held off by the command's key.
 
+What comes under the name of a merged person is stored under it, and copied to whom they live on as:
+here at once, and what is for another shard comes back with the answer (``manta.events.copies``).
+
 An event cannot come from the future: one later than receipt + 5 min is set to the time of receipt.
 """
 
@@ -16,6 +19,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +27,9 @@ import pyarrow.compute as pc
 
 from manta.command import Change, Context, Database, Decision, Op
 from manta.errors import InvalidRequest
+from manta.events.copies import Copies, copied
 from manta.ids import hash64_each
+from manta.people.aliases import Alias, standing
 from manta.people.history import arrow_type, same
 from manta.schema import EVENTS, HISTORY_EVENTS, MESSAGE_EVENTS, TRAFFIC_CORRECTIONS
 from manta.traffic.judging import judge_hits
@@ -44,11 +50,13 @@ INVALID = "invalid"
 
 @dataclass(frozen=True)
 class EventsRecorded:
-    """``refused``: (row, status, reason) of every row that was not recorded."""
+    """``refused``: (row, status, reason) of every row that was not recorded. ``copies`` are to be
+    forwarded (``manta.people.identifying.forward``)."""
 
     recorded: int
     repeated: int
     refused: tuple[tuple[int, str, str], ...]
+    copies: tuple[Copies, ...] = ()
 
     def statuses(self, rows: int) -> list[str]:
         """The status of each of so many rows, in order."""
@@ -56,6 +64,13 @@ class EventsRecorded:
         for row, status, _ in self.refused:
             statuses[row] = status
         return statuses
+
+
+class HitsTracked(NamedTuple):
+    """How many hits were recorded; ``copies`` are to be forwarded."""
+
+    recorded: int
+    copies: tuple[Copies, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,22 +93,34 @@ class RecordEvents:
         refused = _invalid_rows(rows, () if self.of_messages else MESSAGE_EVENTS)
         ids = hash64_each([text or "" for text in rows["id"].to_pylist()])
         rows = rows.drop_columns(["id"]).append_column("event_id", pa.array(ids))
-        people = _people(rows, database)
-        for n in np.flatnonzero(people.is_null().to_numpy(zero_copy_only=False)).tolist():
+        people = pc.unique(rows["subscriber_id"]).drop_null()
+        known, aliases = _known(people, database)
+        gone = pc.invert(pc.is_in(rows["subscriber_id"], value_set=known))
+        for n in np.flatnonzero(gone.to_numpy()).tolist():
             refused.setdefault(n, (UNKNOWN, "nobody has this subscriber id"))
-        at = rows.column_names.index("subscriber_id")
-        rows = rows.set_column(at, "subscriber_id", people)
         for n in _repeats(rows, database):
             refused.setdefault(n, (REPEATED, "an event with this id is there"))
         keep = np.ones(rows.num_rows, bool)
         keep[list(refused)] = False
         kept = rows.filter(pa.array(keep))
+        # A repeat may be the retry of somebody who did not come to forwarding.
+        keep[[n for n, (status, _) in refused.items() if status == REPEATED]] = True
+        spread = copied(database, context, aliases, rows.filter(pa.array(keep)))
         repeated = sum(status == REPEATED for status, _ in refused.values())
         answer = EventsRecorded(
-            kept.num_rows, repeated, tuple((n, *refused[n]) for n in sorted(refused))
+            kept.num_rows,
+            repeated,
+            tuple((n, *refused[n]) for n in sorted(refused)),
+            tuple(spread.beyond),
         )
         changes = (Change(EVENTS.name, Op.INSERT, kept),) if kept.num_rows else ()
-        return Decision(answer, changes)
+        return Decision(answer, (*changes, *spread.changes()))
+
+    def repeat(self, database: Database, context: Context) -> EventsRecorded:
+        """The answer when the key has been committed before: what was recorded then is so."""
+        answer: EventsRecorded = self.decide(database, context).answer
+        refused = tuple(each for each in answer.refused if each[1] != REPEATED)
+        return EventsRecorded(self.rows.num_rows - len(refused), 0, refused, answer.copies)
 
 
 @dataclass(frozen=True)
@@ -103,9 +130,8 @@ class TrackHits:
     ``item`` (the link), ``properties`` (text of a JSON object: user agent and the like), ``human``
     (what the request says; company and time are weighed here, see ``manta.traffic.judging``).
 
-    A missing campaign is looked up by the message. Hits of merged people are those of whom they
-    were merged into; hits of people who are gone are dropped.
-    Answers how many were recorded.
+    A missing campaign is looked up by the message. Hits of people who are gone are dropped.
+    Answers ``HitsTracked``.
     """
 
     key: str | None
@@ -115,47 +141,56 @@ class TrackHits:
         rows = _timed(
             _conformed(self.rows, ("subscriber_id", "message_key", "type", "event_id"), {}), context
         )
-        if "campaign_id" in rows.column_names and rows["campaign_id"].null_count == 0:
-            kept = _of_living(rows, database)
-        else:
-            kept = _with_campaigns(rows, database)
-        kept, corrected = judge_hits(kept, database, context.now)
+        rows, aliases = _of_known(rows, database)
+        if "campaign_id" not in rows.column_names or rows["campaign_id"].null_count:
+            rows = _with_campaigns(rows, database)
+        kept, corrected = judge_hits(rows, database, context.now)
+        spread = copied(database, context, aliases, kept, corrected)
         changes = [Change(EVENTS.name, Op.INSERT, kept)] if kept.num_rows else []
         if corrected is not None:
             changes.append(Change(TRAFFIC_CORRECTIONS.name, Op.UPSERT, corrected))
-        return Decision(kept.num_rows, tuple(changes))
+        answer = HitsTracked(kept.num_rows, tuple(spread.beyond))
+        return Decision(answer, (*changes, *spread.changes()))
+
+    def repeat(self, database: Database, context: Context) -> HitsTracked:
+        """The answer when the key has been committed before."""
+        answer: HitsTracked = self.decide(database, context).answer
+        return answer
 
 
-def _of_living(rows: pa.Table, database: Database) -> pa.Table:
-    """The rows of people who are here, under the ids that they have now.
+def _known(people: pa.Array, database: Database) -> tuple[pa.Array, dict[int, Alias]]:
+    """Those of the people who are here or were merged, and the merges that stand.
 
-    The busiest decision of all, so it asks for little: a bound list of ids and two index look-ups
-    take DuckDB a quarter of the time that the join of whole rows takes.
+    For the busiest decision of all, so it asks for little: a bound list of ids and one index
+    look-up take DuckDB a fraction of the time that a join of whole rows takes.
     """
-    people = pc.unique(rows["subscriber_id"])
     found = database.rows(
-        "SELECT n.id, p.subscriber_id FROM (SELECT unnest(?::BIGINT[]) AS id) n"
-        " LEFT JOIN aliases a ON a.from_id = n.id"
-        " JOIN profiles p ON p.subscriber_id = coalesce(a.to_id, n.id)",
+        "SELECT p.subscriber_id FROM (SELECT unnest(?::BIGINT[]) AS id) n"
+        " JOIN profiles p ON p.subscriber_id = n.id",
         [people.to_pylist()],
     )
-    if len(found) == len(people) and all(old == new for old, new in found):
-        return rows
-    known = pa.array([old for old, _ in found], pa.int64())
-    present = pa.array([new for _, new in found], pa.int64())
-    place = pc.index_in(rows["subscriber_id"], value_set=known)
-    at = rows.column_names.index("subscriber_id")
-    return rows.set_column(at, "subscriber_id", present.take(place)).filter(place.is_valid())
+    if len(found) == len(people):
+        return people, {}
+    here = {id for (id,) in found}
+    aliases = standing(database, (id for id in people.to_pylist() if id not in here))
+    known = [id for id in people.to_pylist() if id in here or id in aliases]
+    return pa.array(known, pa.int64()), aliases
+
+
+def _of_known(rows: pa.Table, database: Database) -> tuple[pa.Table, dict[int, Alias]]:
+    """The rows of people who are here or were merged, and the merges that stand."""
+    people = pc.unique(rows["subscriber_id"]).drop_null()
+    known, aliases = _known(people, database)
+    if len(known) == len(people) and rows["subscriber_id"].null_count == 0:
+        return rows, aliases
+    return rows.filter(pc.is_in(rows["subscriber_id"], value_set=known)), aliases
 
 
 def _with_campaigns(rows: pa.Table, database: Database) -> pa.Table:
     """The same, with the campaign of each message where it was not given."""
     return database.table(
-        "SELECT h.* REPLACE (p.subscriber_id AS subscriber_id,"
-        " coalesce(h.campaign_id, l.campaign_id)::INTEGER AS campaign_id)"
-        " FROM hits h LEFT JOIN aliases a ON a.from_id = h.subscriber_id"
-        " JOIN profiles p ON p.subscriber_id = coalesce(a.to_id, h.subscriber_id)"
-        " LEFT JOIN ledger l ON l.subscriber_id = h.subscriber_id"
+        "SELECT h.* REPLACE (coalesce(h.campaign_id, l.campaign_id)::INTEGER AS campaign_id)"
+        " FROM hits h LEFT JOIN ledger l ON l.subscriber_id = h.subscriber_id"
         f" AND l.message_key = h.message_key{_among('l', rows)}",
         hits=_with_campaign(rows),
     )
@@ -258,16 +293,6 @@ def wrong_properties(text: str) -> str | None:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")  # RFC 8259 §6: no NaN, no Infinity
-
-
-def _people(rows: pa.Table, database: Database) -> pa.Array:
-    """Who each row is about, through the alias of a merge; null where nobody has the id."""
-    return database.table(
-        "SELECT p.subscriber_id FROM incoming i LEFT JOIN aliases a ON a.from_id = i.subscriber_id"
-        " LEFT JOIN profiles p ON p.subscriber_id = coalesce(a.to_id, i.subscriber_id)"
-        " ORDER BY i.n",
-        incoming=_numbered(rows),
-    )["subscriber_id"].combine_chunks()
 
 
 def _repeats(rows: pa.Table, database: Database) -> set[int]:

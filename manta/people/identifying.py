@@ -39,14 +39,13 @@ from manta.people.identities import (
     VALUE_LENGTH_MAX,
     compared,
 )
-from manta.people.joining import Joining, Merged, finish, join_many, merge, undo_merge
+from manta.people.joining import Joining, Merged, finish, forward, join_many, merge, undo_merge
 from manta.people.merging import Step
 from manta.people.over_shards import (
     DEADLINE_S,
     IDS_MAX,
     Shards,
     execute_for,
-    forward,
     living,
     run_each,
 )

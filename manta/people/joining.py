@@ -29,7 +29,7 @@ from manta.people.merging import (
     ReturnPerson,
     Step,
 )
-from manta.people.over_shards import DEADLINE_S, Shards, forward, living, run_each
+from manta.people.over_shards import DEADLINE_S, Shards, bring, living, run_each
 
 
 class Merged(NamedTuple):
@@ -116,6 +116,18 @@ async def finish(shards: Shards, from_ids: Iterable[int], deadline_s: float = DE
             await _end_undo(shards, job.from_id, begun, deadline_s)
 
 
+async def forward(
+    shards: Shards, copies: Sequence[Copies], key: str | None, deadline_s: float = DEADLINE_S
+) -> None:
+    """Bring events to those whom their people live on as, and finish merges that are met on the
+    way. ``key`` is of the command that answered the copies. Raises what a shard raises: the whole
+    may be repeated."""
+    late = [each.unfinished for each in copies if each.unfinished is not None]
+    if late:
+        await finish(shards, late, deadline_s)
+    await bring(shards, copies, key, deadline_s)
+
+
 async def _end_undo(shards: Shards, from_id: int, begun: BegunUndo, deadline_s: float) -> bool:
     step, withdrawn = await shards.execute(
         shards.of_subscriber(begun.to_id), ReturnPerson(None, from_id, begun), deadline_s
@@ -190,7 +202,7 @@ async def _copy_events(
     ]
     while waiting:
         try:
-            await forward(shards, [copies for _, copies in waiting], None, deadline_s)
+            await bring(shards, [copies for _, copies in waiting], None, deadline_s)
         except MantaError as error:
             for job, _ in waiting:
                 job.error = error

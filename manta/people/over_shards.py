@@ -2,7 +2,7 @@
 
 A person who was merged lives on elsewhere. A command that meets only the alias raises ``NotFound``
 with ``moved_to``; ``execute_for`` goes there. What a shard could not copy because it concerns
-another comes as ``Copies``; ``forward`` brings them. Neither follows more than ``HOPS_MAX`` merges.
+another comes as ``Copies``; ``bring`` brings them. Neither follows more than ``HOPS_MAX`` merges.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ async def execute_for(
     raise NotFound("no person has this id", path="subscriber_id")
 
 
-async def forward(
+async def bring(
     shards: Shards, copies: Sequence[Copies], key: str | None, deadline_s: float = DEADLINE_S
 ) -> None:
     """Bring events to those whom their people live on as. ``key`` is of the command that answered

@@ -7,7 +7,14 @@ import pytest
 
 from manta.command import Context
 from manta.errors import InvalidRequest
-from manta.events.commands import PROPERTIES_BYTES_MAX, RecordEvents, TrackHits, wrong_properties
+from manta.events.commands import (
+    PROPERTIES_BYTES_MAX,
+    HitsTracked,
+    RecordEvents,
+    TrackHits,
+    wrong_properties,
+)
+from manta.events.copies import CopyEvents
 from manta.events.queries import QUERIES
 from manta.ids import hash64
 from tests.unit.people_shard import START, Shard, alias
@@ -128,21 +135,47 @@ def test_hits_carry_the_campaign_of_their_message(shard):
             for n, (who, key) in enumerate([(person, 11), (person, 12), (404, 11)])
         ]
     )
-    assert shard.answer(TrackHits(None, hits)) == 2
+    assert shard.answer(TrackHits(None, hits)).recorded == 2
     assert shard.rows("SELECT message_key, campaign_id, occurred_at FROM events ORDER BY 1") == [
         (11, 7, START),
         (12, None, START),
     ]
 
 
-def test_events_of_merged_people_are_those_of_the_other(shard):
+def test_events_under_a_merged_name_are_kept_there_and_copied(shard):
     person = shard.person("a@example.com")
     shard.load("aliases", alias(5, person))
     row = {"subscriber_id": 5, "type": "bought", "id": "1"}
-    assert record(shard, row, row | {"subscriber_id": person}).repeated == 1
+    assert record(shard, row, row | {"subscriber_id": person}).recorded == 2
+    assert record(shard, row, row | {"id": "2"}).statuses(2) == ["repeated", "recorded"]
     hit = {"subscriber_id": 5, "message_key": 1, "type": "opened", "event_id": 9}
-    assert shard.answer(TrackHits(None, pa.Table.from_pylist([hit]))) == 1
-    assert shard.rows("SELECT DISTINCT subscriber_id FROM events") == [(person,)]
+    for _ in range(2):
+        answer = shard.answer(TrackHits(None, pa.Table.from_pylist([hit])))
+    assert answer == HitsTracked(1)
+    found = shard.rows("SELECT subscriber_id, type, merge_id FROM events ORDER BY ALL")
+    own = [(5, "bought", None), (5, "bought", None), (5, "opened", None), (5, "opened", None)]
+    copies = [(person, "bought", 5), (person, "bought", None), (person, "opened", 5)]
+    assert found == own + copies
+
+
+def test_what_belongs_to_another_shard_comes_back(shard):
+    there = Shard(2)
+    person = there.person("a@example.com")
+    shard.load("aliases", alias(5, person))
+    row = {"subscriber_id": 5, "type": "bought", "id": "1"}
+    (copies,) = record(shard, row).copies
+    assert (copies.to_id, copies.merge_id, copies.unfinished) == (person, 5, None)
+    for _ in range(2):  # a retry of the client, or of who forwards
+        (copies,) = record(shard, row).copies
+        assert there.answer(CopyEvents(None, copies)) == ()
+    assert there.rows("SELECT subscriber_id, type, merge_id FROM events") == [(person, "bought", 5)]
+    there.load("aliases", alias(5, person, "undone"))
+    there.answer(CopyEvents(None, copies._replace(rows=copies.rows.slice(0, 0))))
+    late = record(shard, row | {"id": "2"}).copies[0]
+    assert there.run(CopyEvents(None, late)).changes == ()
+    shard.load("aliases", alias(5, person, "merging"))
+    shard.pass_time(seconds=31)
+    assert record(shard, row | {"id": "3"}).copies[0].unfinished == 5
 
 
 def test_events_of_a_person_in_pages(shard):

@@ -20,7 +20,7 @@ def test_hits_of_the_living_are_kept_and_merged_people_found():
     merge = {"from_id": 77, "to_id": bob, "merge_id": 1, "state": "merged", "cause": "merge"}
     shard.load("aliases", merge | {"created_at": START, "changed_at": START})
     hits = [hit(ann), hit(99), hit(77, "clicked", "https://x.example/"), hit(ann, agent="")]
-    assert shard.answer(track_hits(hits, "k1", Random(1))) == 3
+    assert shard.answer(track_hits(hits, "k1", Random(1))).recorded == 3
     rows = shard.rows(
         "SELECT subscriber_id, type, item, campaign_id, message_key, properties FROM events"
         " ORDER BY ALL"
@@ -30,6 +30,7 @@ def test_hits_of_the_living_are_kept_and_merged_people_found():
         [
             (ann, "opened", None, 7, 5, agent),
             (ann, "opened", None, 7, 5, None),
+            (77, "clicked", "https://x.example/", 7, 5, agent),
             (bob, "clicked", "https://x.example/", 7, 5, agent),
         ],
         key=str,
@@ -38,7 +39,7 @@ def test_hits_of_the_living_are_kept_and_merged_people_found():
 
 def test_a_batch_of_nobody_leaves_nothing():
     shard = Shard()
-    assert shard.answer(track_hits([hit(99)], "k1", Random(1))) == 0
+    assert shard.answer(track_hits([hit(99)], "k1", Random(1))).recorded == 0
     assert shard.rows("SELECT count(*) FROM events") == [(0,)]
 
 
