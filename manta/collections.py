@@ -17,8 +17,9 @@ from manta.clock import as_text
 from manta.definitions import Defined, Document, DocumentChange, Reader, next_number, required
 from manta.delivery import frequency
 from manta.errors import InvalidRequest
-from manta.people.definitions import CAP, QUIET_HOURS, SEGMENT, SetDefinition
+from manta.people.definitions import CAP, ENDPOINT, QUIET_HOURS, SEGMENT, SetDefinition
 from manta.segments import definition as segments
+from manta.webhooks import endpoints
 
 _OWN = ("id", "version", "created_at", "updated_at")
 _TOLD = "shard_definitions"
@@ -40,6 +41,7 @@ COLLECTIONS: dict[str, Collection] = {
     "segments": Collection(segments.checked, SEGMENT, segments.shard_body),
     "caps": Collection(frequency.checked_cap, CAP, frequency.shard_body),
     "quiet_hours": Collection(frequency.checked_quiet_hours, QUIET_HOURS, frequency.shard_body),
+    endpoints.COLLECTION: Collection(endpoints.checked, ENDPOINT, endpoints.shard_body),
 }
 
 

@@ -31,6 +31,8 @@ SCOPES = (
     "campaigns:write",
     "delivery:read",
     "delivery:write",
+    "webhooks:read",
+    "webhooks:write",
     "keys:write",
 )
 TEMPLATE_FIELDS = (

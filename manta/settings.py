@@ -126,6 +126,14 @@ class WebhookSettings:
 
 
 @dataclass(frozen=True)
+class CourierSettings:
+    """Of outgoing webhooks. ``private_addresses``: endpoints may be in private networks and on this
+    machine, and have ``http`` URLs; else whoever may set an endpoint cannot reach these by it."""
+
+    private_addresses: bool = False
+
+
+@dataclass(frozen=True)
 class HttpSettings:
     """``trusted_proxies``: the networks (10.0.0.0/8) of the proxies before the apps whose
     X-Forwarded-For is believed; nobody else may be able to connect from there. None: clients'
@@ -175,6 +183,7 @@ class Settings:
     dns: DnsSettings = field(default_factory=DnsSettings)
     inbox: InboxSettings = field(default_factory=InboxSettings)
     webhooks: tuple[WebhookSettings, ...] = ()
+    courier: CourierSettings = field(default_factory=CourierSettings)
 
     def __post_init__(self) -> None:
         if not WORKSPACE_NAME.fullmatch(self.workspace):

@@ -17,8 +17,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from random import Random
+
+from manta.clock import parse_instant
 
 # Seconds to wait before each attempt; the first is made at once.
 SCHEDULE_S = (
@@ -93,3 +96,17 @@ def after(answered: Answered, attempts: int, now: datetime, random: Random) -> N
 def asked_wait_s(retry_after_s: float | None) -> float:
     """What is obeyed of a ``Retry-After``."""
     return min(max(retry_after_s or 0.0, 0.0), RETRY_AFTER_MAX_S)
+
+
+def retry_after_s(text: str | None, now: datetime) -> float | None:
+    """The seconds of a ``Retry-After`` header: a number, or a date (RFC 9110 §10.2.3); else
+    ``None``."""
+    if not text or len(text) > 60:
+        return None
+    if text.isascii() and text.strip().isdigit():
+        return float(text)
+    try:
+        at = parse_instant(parsedate_to_datetime(text).isoformat())
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return max((at - now).total_seconds(), 0.0)

@@ -5,12 +5,14 @@ Apps under test call them through the same handles as in production.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from random import Random
 from typing import Any
 
 from actors.catalog import Catalog
+from actors.distributing import Distributor
 from actors.handles import Handles, Shards
 from actors.shard import ShardActor
 from manta.clock import ManualClock
@@ -25,6 +27,9 @@ from manta.rules import queries as rule_queries
 from manta.store.documents import Documents
 from manta.store.queries import Queries
 from manta.store.shard import ShardStore
+from manta.webhooks import queries as webhook_queries
+from manta.webhooks.deriving import OutboxDeriver
+from manta.webhooks.hooks import DeliveriesHook
 from serve_apps.auth import Authenticator
 from tests.faults import MemoryObjects
 from tests.unit.serve_fakes import NOW
@@ -39,6 +44,8 @@ class InProcess:
         self.roles: dict[str, Any] = {}
         self.calls: list[tuple[str, str]] = []
         self.troubles: list[Exception] = []  # raised by the next calls, one each
+        self.delivers = False  # what is pushed arrives
+        self._tasks: set[asyncio.Future[Any]] = set()
 
     async def call(self, role: str, method: str, *arguments: Any, timeout_s: float = 30) -> Any:
         self.calls.append((role, method))
@@ -50,12 +57,16 @@ class InProcess:
 
     def push(self, role: str, method: str, *arguments: Any) -> None:
         self.calls.append((role, method))
+        if self.delivers and role in self.roles:
+            self._tasks.add(asyncio.ensure_future(getattr(self.roles[role], method)(*arguments)))
 
 
 class House:
-    """One workspace."""
+    """One workspace. ``webhooks``: shards know the Catalog's definitions and fill their outboxes,
+    and what they push arrives."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, webhooks: bool = False) -> None:
+        self.webhooks = webhooks
         self.clock = ManualClock(NOW)
         self.objects = MemoryObjects(self.clock)
         self.calls = InProcess()
@@ -68,7 +79,9 @@ class House:
         documents = Documents(
             self.objects, "default/journal/catalog", "catalog", b"c" * 16, self.clock
         )
-        catalog = Catalog(documents, self._end, self.clock, "default", SHARDS)
+        distributor = Distributor(self.calls, self.clock, self.random) if self.webhooks else None
+        self.calls.delivers = self.webhooks
+        catalog = Catalog(documents, self._end, self.clock, "default", SHARDS, distributor)
         self.calls.roles["catalog"] = catalog
         await catalog.start()
         queries = Queries(
@@ -77,12 +90,22 @@ class House:
             rule_queries.QUERIES,
             quarantine.QUERIES,
             delivery_queries.QUERIES,
+            webhook_queries.QUERIES,
         )
         for n in range(SHARDS):
 
             def open_store(shard: int = n) -> ShardStore:
                 nonce = bytes([shard]) * 16
-                return ShardStore(self.objects, "default", shard, nonce, self.clock, Random(shard))
+                return ShardStore(
+                    self.objects,
+                    "default",
+                    shard,
+                    nonce,
+                    self.clock,
+                    Random(shard),
+                    hooks=(DeliveriesHook(self.clock),) if self.webhooks else (),
+                    derivers=(OutboxDeriver(),) if self.webhooks else (),
+                )
 
             actor = ShardActor(open_store, self.calls.push, self.clock, self._end, queries)
             self.calls.roles[f"shard-{n:03d}"] = actor
@@ -103,8 +126,8 @@ class House:
 
 
 @asynccontextmanager
-async def house() -> AsyncIterator[House]:
-    built = House()
+async def house(**options: bool) -> AsyncIterator[House]:
+    built = House(**options)
     await built.start()
     try:
         yield built

@@ -59,7 +59,7 @@ async def test_everything_is_started_in_order(monkeypatch: pytest.MonkeyPatch) -
     assert found.shards.count == 2
     assert cluster.started == [
         "w/catalog", "w/throttle", "w/reputation", "w/resolver",
-        "w/shard-000", "w/shard-001", "w/director", "w/sender-00",
+        "w/shard-000", "w/shard-001", "w/director", "w/courier", "w/sender-00",
     ]  # fmt: skip
 
 
