@@ -165,10 +165,14 @@ def show_report(report: dict[str, Any]) -> None:
         }
     )
     events = [
-        (name, found["unique"], found["total"], found["by_machine"])
+        (name, *(found[figure] for figure in ("unique", "by_people", "unique_all", "total")))
         for name, found in report["events"].items()
     ]
-    table("What people did", ("event", "people", "times", "by machines"), events)
+    table(
+        "What people did",
+        ("event", "messages", "times", "messages with machines", "times with machines"),
+        events,
+    )
     if report["failures"]:
         names = ("state", "reason", "reply_code", "messages", "example")
         rows = [[failure.get(name) for name in names] for failure in report["failures"][:20]]

@@ -350,7 +350,7 @@ def _engaged_at(database: Database, people: list[int]) -> pa.Array:
         database.rows(
             "SELECT subscriber_id, max(occurred_at) FROM events"
             " WHERE type IN ('opened', 'clicked') AND subscriber_id IN (SELECT unnest(?))"
-            " AND coalesce(properties, '') NOT LIKE '%\"machine\": true%' GROUP BY 1",
+            " AND (human IS NULL OR human >= 0.5) GROUP BY 1",
             [people],
         )
     )

@@ -39,7 +39,8 @@ _RECIPIENT = (
     "changed_at",
     "bounced_at",
 )
-_BY_MACHINE = "coalesce(e.properties, '') LIKE '%\"machine\": true%'"
+# Of opens and clicks (manta.traffic); what nobody judged counts as a person's.
+BY_PERSON = "(e.human IS NULL OR e.human >= 0.5)"
 
 
 def accounting(database: Database, context: Context, arguments: Arguments) -> dict[str, Any]:
@@ -83,7 +84,8 @@ def failures(database: Database, context: Context, arguments: Arguments) -> list
 
 
 def timeline(database: Database, context: Context, arguments: Arguments) -> list[dict[str, Any]]:
-    """Per step of ``step_s`` seconds (60): messages by final state, and events by type."""
+    """Per step of ``step_s`` seconds (60): messages by final state, and events by type; opens and
+    clicks by machines apart, as ``opened_by_machine`` and ``clicked_by_machine``."""
     step_s = int(arguments.get("step_s", 60))
     if step_s < 1:
         raise InvalidRequest("a step of no length", path="step_s", expected="seconds, 1 or more")
@@ -91,7 +93,9 @@ def timeline(database: Database, context: Context, arguments: Arguments) -> list
         'SELECT time_bucket(to_seconds(?), since) AS "at", what, count(*) AS count FROM ('
         " SELECT changed_at AS since, state AS what FROM ledger WHERE campaign_id = ?"
         " AND state NOT IN ('planned', 'leased', 'orphaned')"
-        " UNION ALL SELECT occurred_at, type FROM events WHERE campaign_id = ? AND type IN"
+        " UNION ALL SELECT occurred_at,"
+        f" CASE WHEN {BY_PERSON} THEN type ELSE type || '_by_machine' END"
+        " FROM events e WHERE campaign_id = ? AND type IN"
         " ('opened', 'clicked', 'unsubscribed', 'complained', 'bounced'))"
         ' GROUP BY ALL ORDER BY "at", what LIMIT ?',
         [step_s, arguments["campaign_id"], arguments["campaign_id"], STEPS_MAX],
@@ -101,27 +105,36 @@ def timeline(database: Database, context: Context, arguments: Arguments) -> list
 
 
 def campaign_report(database: Database, context: Context, arguments: Arguments) -> dict[str, Any]:
-    """Accounting, and for each type of message event ``{"unique", "total", "by_machine"}``.
-
-    ``unique`` counts messages with at least one such event by a human.
+    """Accounting, and for each type of message event two figures, by people and by all:
+    ``unique`` and ``unique_all`` count messages with at least one such event, ``by_people`` and
+    ``total`` the events; ``by_machine`` is what the last two differ by.
     """
+    message = "e.message_key || '|' || e.subscriber_id"
     rows = database.rows(
-        "SELECT e.type, count(DISTINCT e.message_key || '|' || e.subscriber_id)"
-        f" FILTER (NOT {_BY_MACHINE}), count(DISTINCT e.event_id),"
-        f" count(DISTINCT e.event_id) FILTER ({_BY_MACHINE})"
-        " FROM events e WHERE e.campaign_id = ? GROUP BY 1",
+        f"SELECT e.type, count(DISTINCT {message}) FILTER ({BY_PERSON}),"
+        f" count(DISTINCT {message}), count(DISTINCT e.event_id) FILTER ({BY_PERSON}),"
+        " count(DISTINCT e.event_id) FROM events e WHERE e.campaign_id = ? GROUP BY 1",
         [arguments["campaign_id"]],
     )
-    events = {name: {"unique": 0, "total": 0, "by_machine": 0} for name in MESSAGE_EVENTS}
-    for name, unique, total, by_machine in rows:
-        if name in events:
-            events[name] = {"unique": unique, "total": total, "by_machine": by_machine}
+    events = {name: _figures(0, 0, 0, 0) for name in MESSAGE_EVENTS}
+    events |= {name: _figures(*counts) for name, *counts in rows if name in events}
     return {"accounting": accounting(database, context, arguments), "events": events}
+
+
+def _figures(unique: int, unique_all: int, by_people: int, total: int) -> dict[str, int]:
+    return {
+        "unique": unique,
+        "unique_all": unique_all,
+        "by_people": by_people,
+        "total": total,
+        "by_machine": total - by_people,
+    }
 
 
 def recipients(database: Database, context: Context, arguments: Arguments) -> list[dict[str, Any]]:
     """A page of a campaign's messages in the order of their ids, with the address.
 
+    ``opens`` and ``clicks`` are people's, ``opens_all`` and ``clicks_all`` also machines'.
     ``after``: the last (subscriber_id, message_key) of the page before; ``state``: only these;
     ``limit`` up to 1,000.
     """
@@ -143,7 +156,29 @@ def recipients(database: Database, context: Context, arguments: Arguments) -> li
         [arguments["campaign_id"], after[0], after[1], state, state, limit],
     )
     found: list[dict[str, Any]] = rows.to_pylist()
+    acts = _acts(database, arguments["campaign_id"], [row["subscriber_id"] for row in found])
+    none = dict.fromkeys(("opens", "opens_all", "clicks", "clicks_all"), 0)
+    for row in found:
+        row |= acts.get((row["subscriber_id"], row["message_key"]), none)
     return found
+
+
+def _acts(
+    database: Database, campaign_id: int, people: list[int]
+) -> dict[tuple[int, int], dict[str, int]]:
+    """The opens and clicks of these people's messages of a campaign."""
+    rows = database.rows(
+        "SELECT e.subscriber_id, e.message_key,"
+        f" count(*) FILTER (e.type = 'opened' AND {BY_PERSON}),"
+        " count(*) FILTER (e.type = 'opened'),"
+        f" count(*) FILTER (e.type = 'clicked' AND {BY_PERSON}),"
+        " count(*) FILTER (e.type = 'clicked')"
+        " FROM (SELECT unnest(?::BIGINT[]) AS id) n JOIN events e ON e.subscriber_id = n.id"
+        " WHERE e.campaign_id = ? AND e.type IN ('opened', 'clicked') GROUP BY ALL",
+        [people, campaign_id],
+    )
+    names = ("opens", "opens_all", "clicks", "clicks_all")
+    return {(person, key): dict(zip(names, n, strict=True)) for person, key, *n in rows}
 
 
 def recipient(database: Database, context: Context, arguments: Arguments) -> dict[str, Any] | None:
@@ -157,7 +192,7 @@ def recipient(database: Database, context: Context, arguments: Arguments) -> dic
     if not rows:
         return None
     history = database.table(
-        "SELECT occurred_at, type, item, properties FROM events"
+        "SELECT occurred_at, type, item, properties, human FROM events"
         " WHERE subscriber_id = ? AND message_key = ? ORDER BY occurred_at, type LIMIT ?",
         [*ref, HISTORY_MAX],
     ).to_pylist()

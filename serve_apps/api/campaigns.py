@@ -139,7 +139,8 @@ async def delete(number: Number, ports: Ports) -> Response:
 @router.get("/{number}/report", dependencies=[READ], summary="Accounting and results")
 async def report(number: Number, ports: Ports, step_s: Step = 60) -> dict[str, Any]:
     """The accounting adds up: planned_total = accepted + failed + suppressed + cancelled +
-    expired + uncertain + pending. `unique` counts recipients, without known machines."""
+    expired + uncertain + pending. Of `events`, `unique` (messages) and
+    `by_people` count what people did, `unique_all` and `total` also what machines did."""
     campaign = await ports.director.call("campaign", number, deadline_s=CALL_DEADLINE_S)
     return await reads.campaign_report(ports, campaign, step_s)
 

@@ -35,7 +35,11 @@ def shard() -> SendingShard:
         "message_key": one.message_key
     }
     at = shard.now + timedelta(minutes=3)
-    events = [event | {"event_id": i, "occurred_at": at, "properties": None} for i in (1, 2)]
+    event |= {"occurred_at": at, "properties": None}
+    events = [event | {"event_id": i, "human": None} for i in (1, 2)]
+    scan = {"type": "clicked", "subscriber_id": 2, "message_key": two.message_key}
+    events += [event | scan | {"event_id": 3 + i, "human": 0.02} for i in range(3)]
+    events.append(event | {"event_id": 9, "type": "clicked", "human": 0.9})
     shard.write(Change("events", Op.INSERT, pa.Table.from_pylist(events)))
     return shard
 
@@ -61,15 +65,19 @@ def test_timeline(shard: SendingShard) -> None:
     steps = [(row["at"], row["what"], row["count"]) for row in ask(shard, "timeline")]
     start, later = shard.now, shard.now + timedelta(minutes=3)
     assert (start, "accepted", 1) in steps and (later, "opened", 2) in steps
+    assert (later, "clicked", 1) in steps and (later, "clicked_by_machine", 3) in steps
     with pytest.raises(InvalidRequest):
         ask(shard, "timeline", step_s=0)
 
 
 def test_report_counts_unique_and_total(shard: SendingShard) -> None:
     report = ask(shard, "campaign_report")
-    assert report["events"]["opened"] == {"unique": 1, "total": 2, "by_machine": 0}
+    opened = {"unique": 1, "unique_all": 1, "by_people": 2, "total": 2, "by_machine": 0}
+    assert report["events"]["opened"] == opened
     assert report["events"]["sent"]["total"] == 1
-    assert report["events"]["clicked"]["total"] == 0
+    clicked = {"unique": 1, "unique_all": 2, "by_people": 1, "total": 4, "by_machine": 3}
+    assert report["events"]["clicked"] == clicked
+    assert report["events"]["complained"]["total"] == 0
 
 
 def test_recipients_come_in_pages(shard: SendingShard) -> None:
@@ -78,6 +86,8 @@ def test_recipients_come_in_pages(shard: SendingShard) -> None:
     rest = ask(shard, "recipients", after=(last["subscriber_id"], last["message_key"]))
     assert [row["subscriber_id"] for row in first + rest] == [1, 2, 3, 4, 5, 6]
     assert first[1]["email"] == "p2@d0.example" and first[1]["reply"] == "5.1.1"
+    acts = [[row[n] for n in ("opens", "opens_all", "clicks", "clicks_all")] for row in first[:3]]
+    assert acts == [[2, 2, 1, 1], [0, 0, 0, 3], [0, 0, 0, 0]]
     (failed,) = ask(shard, "recipients", state="failed")
     assert failed["subscriber_id"] == 2
     for wrong in ({"limit": 0}, {"limit": 10_000}, {"state": "lost"}):
@@ -89,7 +99,8 @@ def test_one_recipient_with_history(shard: SendingShard) -> None:
     ref = {"subscriber_id": 1, "message_key": shard.row(1)["message_key"]}
     found = ask(shard, "recipient", **ref)
     assert found["state"] == "accepted"
-    assert [event["type"] for event in found["history"]] == ["sent", "opened", "opened"]
+    assert [event["type"] for event in found["history"]] == ["sent", "clicked", "opened", "opened"]
+    assert [event["human"] for event in found["history"]] == [None, 0.9, None, None]
     assert ask(shard, "recipient", subscriber_id=99, message_key=1) is None
 
 

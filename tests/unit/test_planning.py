@@ -82,7 +82,7 @@ def test_the_month_of_the_last_human_act_before_planning_is_kept() -> None:
         *(
             shard_event(1, "opened", 1, None),
             shard_event(1, "clicked", 24 * 31, None),
-            shard_event(1, "opened", 24 * 62, '{"machine": true}'),
+            shard_event(1, "opened", 24 * 62, 0.1),
         )
     )
     shard.start()
@@ -90,13 +90,13 @@ def test_the_month_of_the_last_human_act_before_planning_is_kept() -> None:
     assert shard.row(2)["engaged_at"] is None
 
 
-def shard_event(person: int, kind: str, hours: int, properties: str | None) -> Change:
+def shard_event(person: int, kind: str, hours: int, human: float | None) -> Change:
     row = {
         "subscriber_id": person,
         "occurred_at": START + timedelta(hours=hours),
         "type": kind,
         "event_id": hours,
-        "properties": properties,
+        "human": human,
     }
     return Change("events", Op.INSERT, pa.Table.from_pylist([row]))
 

@@ -1,6 +1,7 @@
 """What a shard has on record of the last days, as observations: windows are rebuilt from it, laws
 are rehearsed on it, and what people do (open, click, unsubscribe) is read from it now and then.
 
+Opens and clicks of machines are left out (``manta.traffic``): engagement is people's.
 People's acts decide nothing about a lane, so the hot path of tracking does not look up for every
 open where its mail went; Reputation asks for all of a minute at once.
 
@@ -58,7 +59,8 @@ _EVENTS = """
     FROM events e JOIN ledger l
         ON l.subscriber_id = e.subscriber_id AND l.message_key = e.message_key
     WHERE e.occurred_at >= $since AND e.occurred_at < $until AND l.kind <> 'test'
-        AND e.type IN ($types) AND l.source IS NOT NULL AND l.provider IS NOT NULL
+        AND e.type IN ($types) AND (e.human IS NULL OR e.human >= 0.5)
+        AND l.source IS NOT NULL AND l.provider IS NOT NULL
 """
 
 

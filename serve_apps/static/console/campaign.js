@@ -49,8 +49,9 @@ function tile(label, value, note) {
 }
 
 function results(events, accepted) {
-  const of = (name) => events[name] ?? { unique: 0, total: 0, by_machine: 0 };
-  const machine = (name) => (of(name).by_machine ? ` · ${count(of(name).by_machine)} by machines` : "");
+  const of = (name) => events[name] ?? { unique: 0, unique_all: 0, total: 0, by_machine: 0 };
+  // Both figures: by people, and with what machines did.
+  const machine = (name) => (of(name).by_machine ? ` · ${count(of(name).unique_all)} with machines` : "");
   const one = (label, name) =>
     tile(label, count(of(name).unique), `${percent(of(name).unique, accepted)} of accepted${machine(name)}`);
   return [one("Opened", "opened"), one("Clicked", "clicked"), one("Unsubscribed", "unsubscribed"), one("Bounced later", "bounced")];
@@ -87,6 +88,11 @@ function rate(samples) {
   return seconds > 0.5 ? (last.done - first.done) / seconds : null;
 }
 
+// What people did, and how often machines came on top.
+function both(people, all) {
+  return [count(people), all > people ? h("div.mute", null, `${count(all)} with machines`) : null];
+}
+
 function recipients(id) {
   const body = h("tbody");
   const select = h(
@@ -109,12 +115,14 @@ function recipients(id) {
           h("td", null, row.email ?? h("span.mute", null, "no address"), h("div.mute", null, row.subscriber_id)),
           h("td", null, pill(row.state), row.reason ? h("div.mute", null, words(row.reason)) : null),
           h("td.number", null, count(row.attempts)),
+          h("td.number", null, both(row.opens, row.opens_all)),
+          h("td.number", null, both(row.clicks, row.clicks_all)),
           h("td.reply", null, [row.reply_code, row.reply].filter(Boolean).join(" ") || "–"),
           h("td", null, time(row.changed_at)),
         ),
       ),
     );
-    if (!page.items.length) body.replaceChildren(h("tr", null, h("td.empty", { colspan: 5 }, "Nobody.")));
+    if (!page.items.length) body.replaceChildren(h("tr", null, h("td.empty", { colspan: 7 }, "Nobody.")));
     more.hidden = !page.next;
     more.onclick = () => load(page.next);
   }
@@ -126,7 +134,7 @@ function recipients(id) {
     h(
       "div.scroll",
       null,
-      h("table", null, h("thead", null, h("tr", null, ["Recipient", "State", "Attempts", "Reply", "Changed"].map((t) => h("th", { scope: "col" }, t)))), body),
+      h("table", null, h("thead", null, h("tr", null, ["Recipient", "State", "Attempts", "Opens", "Clicks", "Reply", "Changed"].map((t) => h("th", { scope: "col" }, t)))), body),
     ),
   );
   return details;
