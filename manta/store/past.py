@@ -83,7 +83,8 @@ def _profiles(columns: dict[str, str], at: str) -> str:
     return (
         f"SELECT p.* REPLACE ({', '.join(replaced)}) FROM {_NOW}profiles p LEFT JOIN"
         f" (SELECT subscriber_id, {', '.join(firsts)} FROM {_changes('profile_changed', at)}"
-        f" GROUP BY subscriber_id) b USING (subscriber_id) WHERE p.created_at <= {at}"
+        f" GROUP BY subscriber_id) b USING (subscriber_id)"
+        f" WHERE p.created_at IS NULL OR p.created_at <= {at}"
     )
 
 
