@@ -26,6 +26,7 @@ from manta.command import Context, Database
 from manta.delivery.campaign import MARKETING_ONLY_SUPPRESSIONS, Kind
 from manta.people.aliases import standing
 from manta.people.identities import EMAIL, compared
+from manta.people.suppressions import topic_channel
 from manta.privacy.hashes import ERASED, erased_among
 
 # In a large table an index finds a few hundred people; a small one is read through faster.
@@ -78,7 +79,7 @@ def screen(
             want,
             profile,
             address,
-            stopped.get((want.channel, address)) if stopped else None,
+            _stop(stopped, want, address) if stopped else None,
             consents.get((want.subscriber_id, want.channel, want.topic)),
             want.subscriber_id in merged,
         )
@@ -88,6 +89,14 @@ def screen(
     by_column = list(zip(*found, strict=True)) or [()] * len(nobody)
     values = {name: list(by_column[place]) for place, name in enumerate(names)}
     return Screened(refusals, domains, values)
+
+
+def _stop(
+    stopped: dict[tuple[str, str | None], str], want: Wanted, address: str | None
+) -> str | None:
+    """What stops the address, on the whole channel or for the topic."""
+    of_topic = topic_channel(want.channel, want.topic)
+    return stopped.get((want.channel, address)) or stopped.get((of_topic, address))
 
 
 def _refusal(

@@ -48,6 +48,7 @@ from manta.people.consents import (
 )
 from manta.people.identities import EMAIL, compared
 from manta.people.suppressions import SUNSET, standing_stops
+from manta.privacy.hashes import ERASED, erased_among
 
 MAIL_GAP = timedelta(hours=1)
 TOPICS_MAX = 50  # of one request
@@ -82,7 +83,7 @@ class RequestConsent:
             "SELECT email, locale FROM profiles WHERE subscriber_id = ?", [person]
         )
         held = consents_of(database, person, self.channel)
-        reason = _stopped(database, self.channel, email, context.now)
+        reason = _stopped(database, self.channel, email, context)
         left = held.get(ALL_TOPICS, NOTHING).status == UNSUBSCRIBED
         shut = left or (reason is not None and reason != SUNSET)
         at_once: list[str] = []
@@ -158,11 +159,13 @@ class RequestConsent:
 
 @dataclass(frozen=True)
 class Confirmed:
-    """``topics`` that are subscribed now, of those that were to be confirmed."""
+    """``topics`` that are subscribed now, of those that were to be confirmed; ``is_erased``: the
+    mark of an earlier erasure is still to be lifted from ``email``."""
 
     subscriber_id: int
     email: str | None
     topics: tuple[str, ...]
+    is_erased: bool = False
 
 
 @dataclass(frozen=True)
@@ -195,24 +198,14 @@ class ConfirmConsents:
                 confirmed.append(topic)
         if changes and held.get(ALL_TOPICS, NOTHING).status == UNSUBSCRIBED:
             changes += consent_changes(given, person, ALL_TOPICS, UNSUBSCRIBED, None, context)
-        return Decision(Confirmed(person, email, tuple(confirmed)), tuple(changes))
+        is_erased = _stopped(database, self.channel, email, context) == ERASED
+        return Decision(Confirmed(person, email, tuple(confirmed), is_erased), tuple(changes))
 
     def _both_steps(self, old: Held, context: Context) -> str | None:
         request = json.loads(old.proof) if old.proof else {}
         request.pop("request", None)
         proof = {**(self.proof or {}), "method": "double", "at": as_text(context.now)}
         return checked_proof({**proof, "request": request})
-
-
-def waiting(consents: list[dict[str, Any]], channel: str, now: datetime) -> list[str]:
-    """The topics that wait for a confirmation, of a person's consents as queries answer them."""
-    return [
-        consent["topic"]
-        for consent in consents
-        if consent["channel"] == channel
-        and consent["status"] == WAITING
-        and (consent["expires_at"] is None or consent["expires_at"] > now)
-    ]
 
 
 def _check(channel: str, topics: tuple[str, ...] | list[str], source: str) -> None:
@@ -232,11 +225,14 @@ def _check(channel: str, topics: tuple[str, ...] | list[str], source: str) -> No
             )
 
 
-def _stopped(database: Database, channel: str, email: str | None, now: datetime) -> str | None:
+def _stopped(database: Database, channel: str, email: str | None, context: Context) -> str | None:
+    """Why nothing is sent to the person's address, if so."""
     if not email:
         return None
     address = compared(EMAIL, email)
-    stop = standing_stops(database, channel, [address], now).get(address)
+    if erased_among(database, context.settings, [address], channel):
+        return ERASED
+    stop = standing_stops(database, channel, [address], context.now).get(address)
     return stop.reason if stop else None
 
 

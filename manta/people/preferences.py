@@ -34,6 +34,8 @@ from manta.people.consents import (
     revocations,
 )
 from manta.people.history import recorded, upserted
+from manta.people.identities import EMAIL, compared
+from manta.privacy.hashes import erased_among
 
 CHOICES_MAX = 1_000
 
@@ -47,12 +49,14 @@ class Choice(NamedTuple):
 @dataclass(frozen=True)
 class Saved:
     """``wanted``: whether a ticked e-mail topic is subscribed now: what stops marketing to
-    ``email`` for the person's own sake is to be lifted."""
+    ``email`` for the person's own sake is to be lifted, and if ``is_erased`` the mark of an earlier
+    erasure too."""
 
     subscriber_id: int
     email: str | None
     changed: int
     wanted: bool
+    is_erased: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,9 @@ class SetPreferences:
         language = self._language(person, database, context)
         ((email,),) = database.rows("SELECT email FROM profiles WHERE subscriber_id = ?", [person])
         wanted = any(choice.wanted and choice.channel == "email" for choice in self.choices)
-        answer = Saved(person, email, changed + bool(language), wanted)
+        address = [compared(EMAIL, email)] if email else []
+        is_erased = bool(erased_among(database, context.settings, address))
+        answer = Saved(person, email, changed + bool(language), wanted, is_erased)
         return Decision(answer, (*changes, *language), pushes)
 
     def _check(self) -> None:

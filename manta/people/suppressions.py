@@ -61,6 +61,11 @@ GRAVITY = {SUNSET: -1, UNSUBSCRIBED: 0, SOFT_BOUNCES: 1, MANUAL: 2, HARD_BOUNCE:
 MANY_MAX = 1_000  # addresses of one command
 
 
+def topic_channel(channel: str, topic: str) -> str:
+    """The channel of a suppression that stops one topic only: ``email/news``."""
+    return f"{channel}/{topic}"
+
+
 class Stop(NamedTuple):
     """Why an address gets nothing, and until when (``None``: for ever)."""
 
@@ -227,7 +232,8 @@ class SuppressMany:
 
 @dataclass(frozen=True)
 class LiftSuppression:
-    """Let mail to the address pass again. Consent is another matter and stays as it is.
+    """Let mail to the address pass again, on the channel with all its topics (``topic_channel``).
+    Consent is another matter and stays as it is.
 
     ``source`` says who lifts it and ``why`` for what reason; both stay in the history of the
     person, or of nobody where nobody has the address.
@@ -247,25 +253,32 @@ class LiftSuppression:
             check_text(self.why, "why")
         address = compared(address_kind(self.channel), self.address)
         person = holder(database, self.channel, address)
-        standing = standing_stops(database, self.channel, [address]).get(address)
-        if standing is None or (self.only and standing.reason not in self.only):
+        standing = database.rows(
+            "SELECT channel, reason FROM suppressions WHERE address = ?"
+            " AND (channel = ? OR starts_with(channel, ? || '/')) ORDER BY channel",
+            [address, self.channel, self.channel],
+        )
+        standing = [row for row in standing if not self.only or row[1] in self.only]
+        if not standing:
             return Decision(SuppressionChanged(False, person))
-        gone = rows_of("suppressions", 1, channel=self.channel, address=address)
-        said = {
-            "channel": self.channel,
-            "address": address,
-            "old": standing.reason,
-            "new": None,
-            "source": self.source,
-            "why": self.why or None,
-        }
-        changes = [Change(SUPPRESSIONS.name, Op.DELETE, gone)]
+        changes: list[Change] = []
         (whose,) = _historians(database, [person])
-        if whose is not None:
-            people = pa.array([whose], pa.int64())
-            changes.append(
-                recorded("suppression_changed", people, said, context.now, context.random)
-            )
+        for channel, reason in standing:
+            gone = rows_of("suppressions", 1, channel=channel, address=address)
+            changes.append(Change(SUPPRESSIONS.name, Op.DELETE, gone))
+            said = {
+                "channel": channel,
+                "address": address,
+                "old": reason,
+                "new": None,
+                "source": self.source,
+                "why": self.why or None,
+            }
+            if whose is not None:
+                people = pa.array([whose], pa.int64())
+                changes.append(
+                    recorded("suppression_changed", people, said, context.now, context.random)
+                )
         return Decision(SuppressionChanged(True, person), tuple(changes))
 
     def repeat(self, database: Database, context: Context) -> SuppressionChanged:

@@ -360,11 +360,13 @@ class ShardStore:
             run.keys[index] = key
 
     def _derive(self, run: _Run) -> None:
-        """What follows from the group. A deriver that fails adds nothing and stops nobody."""
+        """What follows from the group, and from what the derivers before added to it. One that
+        fails adds nothing and stops nobody."""
         if not run.changes:
             return
-        changes, context = tuple(run.changes), self.context(run.now)
+        context = self.context(run.now)
         for deriver in self._derivers:
+            changes = tuple(run.changes)
             try:
                 derived = self.database.prepare(deriver.derive(changes, self.database, context))
             except duckdb.FatalException as error:

@@ -8,7 +8,10 @@ after it is stored, so a client that got no answer sends the same request again.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import secrets
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from random import SystemRandom
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -19,6 +22,7 @@ from starlette.exceptions import HTTPException
 from actors.handles import Handles
 from manta import __version__
 from manta.errors import InvalidRequest, MantaError
+from serve_apps import collect
 from serve_apps.api import (
     campaigns,
     delivery,
@@ -28,8 +32,10 @@ from serve_apps.api import (
     imports,
     keys,
     people,
+    quarantine,
     rehearsals,
     segments,
+    sunset,
     suppressions,
     templates,
     topics,
@@ -52,7 +58,17 @@ _DESCRIPTION = (
 def create_api(handles: Handles, authenticator: Authenticator, public_url: str) -> App:
     """The API as an ASGI app whose routes begin at its root path; ``public_url`` is where the links
     of mails lead."""
+    collecting, collector = collect.create_collect(
+        handles, authenticator, secrets.token_hex(8), SystemRandom()
+    )
+
+    @asynccontextmanager
+    async def life(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await collector.drain()
+
     api = FastAPI(
+        lifespan=life,
         title="Manta",
         version=__version__,
         description=_DESCRIPTION,
@@ -71,10 +87,12 @@ def create_api(handles: Handles, authenticator: Authenticator, public_url: str) 
     api.state.workshop = Workshop()
     api.state.views = view.Views(handles, public_url)
     api.state.intake = imports.Intake()
+    api.state.intake_of_others = collector.intake
     for room in (
         imports,
         exports,
         people,
+        quarantine,
         segments,
         suppressions,
         templates,
@@ -85,6 +103,7 @@ def create_api(handles: Handles, authenticator: Authenticator, public_url: str) 
         endpoints,
         keys,
         topics,
+        sunset,
         view,
     ):
         api.include_router(room.router)
@@ -101,7 +120,8 @@ def create_api(handles: Handles, authenticator: Authenticator, public_url: str) 
         return HTMLResponse(page, headers={"Content-Security-Policy": CONTENT_SECURITY_POLICY})
 
     large = Guard(api, body_bytes_max=imports.BODY_BYTES_MAX)
-    return _by_path({imports.PATH: large}, Guard(_strict_text(api)))
+    others = dict.fromkeys(collect.PATHS, collecting)
+    return _by_path({imports.PATH: large, **others}, Guard(_strict_text(api)))
 
 
 def _by_path(apps: Mapping[str, App], otherwise: App) -> App:
@@ -109,7 +129,7 @@ def _by_path(apps: Mapping[str, App], otherwise: App) -> App:
 
     async def choose(scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
-        await apps.get(path, otherwise)(scope, receive, send)
+        await apps.get(path.rstrip("/") or path, otherwise)(scope, receive, send)
 
     return choose
 

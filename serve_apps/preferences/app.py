@@ -43,6 +43,7 @@ from manta.people.consents import (
 from manta.people.double_opt_in import ConfirmConsents
 from manta.people.preferences import Choice, SetPreferences
 from manta.people.suppressions import LIFTED_BY_CONSENT, LiftSuppression
+from manta.privacy.commands import LiftErasure
 from manta.traffic.networks import TrustedProxies
 from serve_apps import landing, reads
 from serve_apps.limits import (
@@ -226,7 +227,7 @@ class Preferences:
             )
         )
         if saved.wanted:
-            await self._lift(saved.email)
+            await self._lift(saved.email, saved.is_erased)
 
     # -- the confirmation --------------------------------------------------------------------------
 
@@ -258,17 +259,21 @@ class Preferences:
         )
         if not confirmed.topics:
             return 410, pages.plain(language, "expired_title")
-        await self._lift(confirmed.email)
+        await self._lift(confirmed.email, confirmed.is_erased)
         titles = await self._titles(confirmed.topics, person["locale"] or language)
         return 200, pages.confirmed(language, titles)
 
     # -- what both need ----------------------------------------------------------------------------
 
-    async def _lift(self, email: str | None) -> None:
+    async def _lift(self, email: str | None, is_erased: bool) -> None:
         """The person wants mail again: what stopped marketing for their own sake goes."""
-        if email:
-            lift = LiftSuppression(None, "email", email, SOURCE, "own act", LIFTED_BY_CONSENT)
-            await on_address(self._handles.shards, lift, CALL_DEADLINE_S)
+        if email is None:
+            return
+        if is_erased:
+            erasure = LiftErasure(None, "email", email)
+            await self._handles.shards.execute_all(erasure, CALL_DEADLINE_S)
+        lift = LiftSuppression(None, "email", email, SOURCE, "own act", LIFTED_BY_CONSENT)
+        await on_address(self._handles.shards, lift, CALL_DEADLINE_S)
 
     async def _person(self, subscriber_id: int) -> dict[str, Any]:
         """Raises ``NotFound``."""
