@@ -17,7 +17,9 @@ from manta.clock import as_text
 from manta.definitions import Defined, Document, DocumentChange, Reader, next_number, required
 from manta.delivery import frequency
 from manta.errors import InvalidRequest
-from manta.people.definitions import CAP, ENDPOINT, QUIET_HOURS, SEGMENT, SetDefinition
+from manta.ingestion import sources
+from manta.people import sunset, topics
+from manta.people.definitions import CAP, ENDPOINT, QUIET_HOURS, SEGMENT, SUNSET, SetDefinition
 from manta.segments import definition as segments
 from manta.webhooks import endpoints
 
@@ -42,6 +44,10 @@ COLLECTIONS: dict[str, Collection] = {
     "caps": Collection(frequency.checked_cap, CAP, frequency.shard_body),
     "quiet_hours": Collection(frequency.checked_quiet_hours, QUIET_HOURS, frequency.shard_body),
     endpoints.COLLECTION: Collection(endpoints.checked, ENDPOINT, endpoints.shard_body),
+    sources.SOURCES: Collection(sources.checked_source),
+    sources.SITES: Collection(sources.checked_site),
+    topics.COLLECTION: Collection(topics.checked),
+    sunset.COLLECTION: Collection(sunset.checked, SUNSET, sunset.shard_body),
 }
 
 

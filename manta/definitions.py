@@ -23,6 +23,7 @@ SCOPES = (
     "subscribers:read",
     "subscribers:write",
     "events:write",
+    "collect",  # for keys that everybody can read, in web pages: events of anonymous visitors
     "segments:read",
     "segments:write",
     "templates:read",

@@ -4,17 +4,16 @@ One batch per shard is in flight, so its size follows the load by itself; and ea
 ``GATHER_S`` for company first. (Without that wait, clients that ask again at once form two groups
 that follow each other, each with half the size and the same fixed cost.)
 
-A batch has a key, so a retry after an unknown outcome stores it once. Each item gets a future that
-is resolved after the commit. The batch does not depend on its requests: a client that leaves takes
-nothing with it. A full queue refuses at once.
+A batch has a key, so a retry after an unknown outcome stores it once. Each item, which may be
+several rows of one request, gets a future that is resolved after the commit. The batch does not
+depend on its requests: a client that leaves takes nothing with it. A full queue refuses at once.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from actors.handles import Shards
 from manta.command import Command
@@ -22,9 +21,9 @@ from manta.errors import MantaError, Overloaded
 
 GATHER_S = 0.010
 BATCH_BYTES_MAX = 1 << 20
-BATCH_ITEMS_MAX = 5_000
+BATCH_ITEMS_MAX = 5_000  # rows
 QUEUE_BYTES_MAX = 8 << 20
-QUEUE_ITEMS_MAX = 20_000
+QUEUE_ITEMS_MAX = 20_000  # rows
 DEADLINE_S = 15.0
 Item = TypeVar("Item")
 
@@ -32,19 +31,27 @@ Item = TypeVar("Item")
 Outcome = Any
 
 
-@dataclass
-class _Lane(Generic[Item]):
+class _Waiting(NamedTuple):
+    """An item in the queue of its shard."""
+
+    item: Any
+    rows: int
+    size_bytes: int
+    future: asyncio.Future[Outcome]
+
+
+class _Lane:
     """What waits for one shard."""
 
-    items: list[Item] = field(default_factory=list)
-    sizes: list[int] = field(default_factory=list)
-    futures: list[asyncio.Future[Outcome]] = field(default_factory=list)
-    running: asyncio.Task[None] | None = None
+    def __init__(self) -> None:
+        self.waiting: list[_Waiting] = []
+        self.running: asyncio.Task[None] | None = None
 
 
 class Gatherer(Generic[Item]):
-    """``build(items, key)`` makes the command of a batch; ``part(answer, n)`` is what its n-th item
-    gets of the answer."""
+    """``build(items, key)`` makes the command of a batch; ``part(answer, first, rows)`` is what the
+    item whose rows begin at ``first`` gets of the answer. ``after(answer, key)`` is awaited before
+    anybody is answered."""
 
     def __init__(
         self,
@@ -52,20 +59,24 @@ class Gatherer(Generic[Item]):
         build: Callable[[Sequence[Item], str], Command],
         producer: str,
         *,
-        part: Callable[[Any, int], Outcome] = lambda answer, n: answer,
+        part: Callable[[Any, int, int], Outcome] = lambda answer, first, rows: answer,
+        after: Callable[[Any, str], Awaitable[None]] | None = None,
         gather_s: float = GATHER_S,
     ) -> None:
         self._shards = shards
         self._build = build
         self._part = part
+        self._after = after
         self._producer = producer  # unique to this incarnation: part of each batch's key
         self._gather_s = gather_s
-        self._lanes = [_Lane[Item]() for _ in range(shards.count)]
+        self._lanes = [_Lane() for _ in range(shards.count)]
         self._batches = 0
         self.queued_items = 0
         self.queued_bytes = 0
 
-    def add(self, shard: int, item: Item, size_bytes: int) -> asyncio.Future[Outcome]:
+    def add(
+        self, shard: int, item: Item, size_bytes: int, rows: int = 1
+    ) -> asyncio.Future[Outcome]:
         """Take an item; its future is resolved when its batch is stored or has failed.
 
         Raises ``Overloaded`` when too much waits already.
@@ -75,10 +86,8 @@ class Gatherer(Generic[Item]):
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Outcome] = loop.create_future()
         lane = self._lanes[shard]
-        lane.items.append(item)
-        lane.sizes.append(size_bytes)
-        lane.futures.append(future)
-        self.queued_items += 1
+        lane.waiting.append(_Waiting(item, rows, size_bytes, future))
+        self.queued_items += rows
         self.queued_bytes += size_bytes
         if lane.running is None:
             lane.running = loop.create_task(self._run(shard))
@@ -92,37 +101,46 @@ class Gatherer(Generic[Item]):
     async def _run(self, shard: int) -> None:
         """Send what there is, batch after batch, until nothing waits."""
         lane = self._lanes[shard]
-        while lane.items:
+        while lane.waiting:
             await asyncio.sleep(self._gather_s)
-            count = _prefix(lane.sizes)
-            items, lane.items = lane.items[:count], lane.items[count:]
-            sizes, lane.sizes = lane.sizes[:count], lane.sizes[count:]
-            futures, lane.futures = lane.futures[:count], lane.futures[count:]
-            outcome = await self._send(shard, items)
-            self.queued_items -= count
-            self.queued_bytes -= sum(sizes)
-            failed = isinstance(outcome, MantaError)
-            for n, future in enumerate(futures):
+            count = _prefix(lane.waiting)
+            batch, lane.waiting = lane.waiting[:count], lane.waiting[count:]
+            outcome = await self._send(shard, [each.item for each in batch])
+            first = 0
+            for _, rows, size_bytes, future in batch:
                 if not future.done():
-                    future.set_result(outcome if failed else self._part(outcome, n))
+                    future.set_result(self._shared(outcome, first, rows))
+                first += rows
+                self.queued_bytes -= size_bytes
+            self.queued_items -= first
         lane.running = None
+
+    def _shared(self, outcome: Outcome, first: int, rows: int) -> Outcome:
+        try:
+            return outcome if isinstance(outcome, MantaError) else self._part(outcome, first, rows)
+        except Exception as error:  # the same
+            return MantaError(f"a batch's answer was not understood: {error}")
 
     async def _send(self, shard: int, items: Sequence[Item]) -> Outcome:
         self._batches += 1
         try:
-            command = self._build(items, f"{self._producer}:{shard}:{self._batches}")
-            return await self._shards.execute(shard, command, DEADLINE_S)
+            key = f"{self._producer}:{shard}:{self._batches}"
+            answer = await self._shards.execute(shard, self._build(items, key), DEADLINE_S)
+            if self._after is not None:
+                await self._after(answer, key)
+            return answer
         except MantaError as error:
             return error
         except Exception as error:  # the loop must outlive any bug: its futures are requests
             return MantaError(f"a batch failed: {error}")
 
 
-def _prefix(sizes: Sequence[int]) -> int:
+def _prefix(waiting: Sequence[_Waiting]) -> int:
     """How many items fit a batch; at least one."""
-    total = 0
-    for i, size in enumerate(sizes[:BATCH_ITEMS_MAX]):
-        total += size
-        if total > BATCH_BYTES_MAX and i:
-            return i
-    return min(len(sizes), BATCH_ITEMS_MAX)
+    rows = size_bytes = 0
+    for n, each in enumerate(waiting):
+        rows += each.rows
+        size_bytes += each.size_bytes
+        if n and (rows > BATCH_ITEMS_MAX or size_bytes > BATCH_BYTES_MAX):
+            return n
+    return len(waiting)

@@ -1,42 +1,38 @@
 """Event ingestion: ``POST /v1/events``, one event or a batch, answered after the commit.
 
 Each event is checked by itself and names its person by id or by an identity; whom an identity
-belongs to is asked of the identity's shard and remembered here for a while. Then the events of all
-requests gather into one batch per shard (``gather``), and each request is answered once its own
-are stored: per event, so a wrong one costs only itself. Events with an ``id`` count once, however
+belongs to is remembered for a while (``collect.people``). Then the events of all requests gather
+into one batch per shard (``collect.recording``), and each request is answered once its own are
+stored: per event, so a wrong one costs only itself. Events with an ``id`` count once, however
 often they are sent.
+
+A body that is right as a whole is read and checked in one go; only where that fails each event is
+looked at alone, to say what is wrong with it.
 """
 
 from __future__ import annotations
 
-import asyncio
-import json
-from collections import OrderedDict
 from collections.abc import Sequence
-from datetime import datetime
 from random import Random
 from typing import Any, NamedTuple
 
-import pyarrow as pa
 from pydantic import Field, ValidationError
+from pydantic_core import from_json, to_json
 
 from actors.handles import Handles
-from manta.command import Repeated
 from manta.errors import InvalidRequest, MantaError, NotFound
-from manta.events.commands import RECORDED, REPEATED, UNKNOWN, RecordEvents
+from manta.events.commands import RECORDED, REPEATED
 from manta.ids import decode_id
-from manta.people.identities import EMAIL, EXTERNAL_ID, KINDS, compared
-from serve_apps import reads
+from manta.people.identities import KINDS, compared
 from serve_apps.auth import Authenticator
 from serve_apps.bodies import Body, instant
-from serve_apps.gather import Gatherer
+from serve_apps.collect.people import Name, People
+from serve_apps.collect.rates import SERVER, Buckets
+from serve_apps.collect.recording import Incoming, Outcome, Recorder
 from serve_apps.limits import BATCH_ITEMS_MAX, App, Guard, Receive, Scope, Send, read_body
 from serve_apps.problems import Malformed, as_item, encode, of_error, problem, send_problem
-from serve_apps.upserts import Row, upsert_rows
 
 SCOPE = "events:write"
-KNOWN_MAX = 100_000
-EVENT_OVERHEAD_BYTES = 96
 PROPERTIES_BYTES_MAX = 32_768
 BODY_BYTES_MAX = 4 << 20
 
@@ -59,55 +55,17 @@ class Event(Body):
     properties: dict[str, Any] | None = None
 
 
-class Incoming(NamedTuple):
-    """A checked event on its way to its person's shard."""
+class Events(Body):
+    """A batch."""
 
-    subscriber_id: int
-    type: str
-    id: str
-    occurred_at: datetime | None
-    item: str | None
-    amount: float | None
-    properties: str | None
+    events: list[Event] = Field(min_length=1, max_length=BATCH_ITEMS_MAX)
 
 
-class Outcome(NamedTuple):
-    """What became of one event; ``error`` where it was not stored."""
+class _Ready(NamedTuple):
+    """A checked event, but for its person where a name stands in the place of the id."""
 
-    status: str
-    error: MantaError | None = None
-
-
-def record_events(events: Sequence[Incoming], key: str) -> RecordEvents:
-    """The command of a batch."""
-    people, types, ids, times, items, amounts, properties = zip(*events, strict=True)
-    return RecordEvents(
-        key,
-        pa.table(
-            {
-                "subscriber_id": pa.array(people, pa.int64()),
-                "type": pa.array(types, pa.string()),
-                "id": pa.array(ids, pa.string()),
-                "occurred_at": pa.array(times, pa.timestamp("us")),
-                "item": pa.array(items, pa.string()),
-                "amount": pa.array(amounts, pa.float64()),
-                "properties": pa.array(properties, pa.string()),
-            }
-        ),
-    )
-
-
-def _part(answer: Any, n: int) -> Outcome:
-    """A repeated batch was stored before, which is all that a producer wants to know."""
-    if isinstance(answer, Repeated):
-        return Outcome(RECORDED)
-    for row, status, reason in answer.refused:
-        if row == n:
-            if status == REPEATED:
-                return Outcome(REPEATED)
-            kind = NotFound if status == UNKNOWN else InvalidRequest
-            return Outcome("refused", kind(reason))
-    return Outcome(RECORDED)
+    incoming: Incoming
+    name: Name | None
 
 
 class Ingest:
@@ -116,11 +74,11 @@ class Ingest:
     def __init__(
         self, handles: Handles, authenticator: Authenticator, producer: str, random: Random
     ) -> None:
-        self._handles = handles
         self._authenticator = authenticator
         self._random = random
-        self._events = Gatherer(handles.shards, record_events, f"events:{producer}", part=_part)
-        self._known: OrderedDict[tuple[str, str], int] = OrderedDict()
+        self._recorder = Recorder(handles.shards, producer)
+        self._people = People(handles, "event")
+        self._buckets = Buckets(SERVER, handles.clock)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -138,94 +96,82 @@ class Ingest:
                 caller = await self._authenticator.bearer(_text(headers, b"authorization"))
                 caller.require(SCOPE)
                 body = await read_body(scope, receive, BODY_BYTES_MAX)
+                given, single = events_in(body)
+                self._buckets.take(caller.key_id, len(given))
                 producer = _text(headers, b"idempotency-key")
-                await self._take(body, producer and f"{caller.key_id}:{producer}", send)
+                outcomes = await self._take(
+                    given, single, producer and f"{caller.key_id}:{producer}"
+                )
+                await _send_json(send, _answer(outcomes, single))
             except MantaError as error:
                 await send_problem(send, *of_error(error))
 
-    async def _take(self, body: bytes, name: str | None, send: Send) -> None:
-        given, single = _events_in(body)
-        outcomes = await asyncio.gather(
-            *(self._one(event, n, name, single) for n, event in enumerate(given))
-        )
-        if single:
-            (outcome,) = outcomes
-            if outcome.error is not None:
-                raise outcome.error
-            await _send_json(send, {"status": outcome.status})
-            return
-        errors = [outcome.error for outcome in outcomes]
-        if all(error is not None and of_error(error)[0]["status"] == 503 for error in errors):
-            assert errors[0] is not None
-            raise errors[0]
-        await _send_json(send, _summary(outcomes))
-
-    async def _one(self, given: Any, n: int, name: str | None, single: bool) -> Outcome:
-        """Check, resolve and store one event. Never raises a ``MantaError``."""
-        path = "" if single else f"events[{n}]"
-        try:
-            event = checked(given, path)
-            if event.id is None:
-                event.id = f"{name}:{n}" if name else f"{self._random.getrandbits(128):032x}"
-            at = instant(event.occurred_at, f"{path}.occurred_at".strip("."))
-            outcome = await self._store(event, at, await self._person(event, path))
-            if isinstance(outcome.error, NotFound) and event.subscriber_id is None:
-                self._known.pop(_identity(event), None)  # moved or merged since we asked
-                outcome = await self._store(event, at, await self._person(event, path))
-            return outcome
-        except MantaError as error:
-            return Outcome("refused", error)
-
-    async def _store(self, event: Event, at: datetime | None, person: int) -> Outcome:
-        properties = None
-        if event.properties is not None:
-            properties = json.dumps(event.properties, ensure_ascii=False, separators=(",", ":"))
-        incoming = Incoming(
-            person,
-            event.type,
-            event.id or "",
-            at,
-            event.item,
-            event.amount,
-            properties,
-        )
-        size = EVENT_OVERHEAD_BYTES + len(properties or "") + len(event.item or "")
-        shard = self._handles.shards.of_subscriber(person)
-        outcome = await self._events.add(shard, incoming, size)
-        return Outcome("refused", outcome) if isinstance(outcome, MantaError) else outcome
-
-    async def _person(self, event: Event, path: str) -> int:
-        """Whom an event is about. Somebody new, named by address or external id, is created:
-        without any consent, so nothing is sent to them."""
-        if event.subscriber_id is not None:
+    async def _take(
+        self, given: Sequence[Any], single: bool, producer: str | None
+    ) -> list[Outcome]:
+        """Check, resolve and store events. Never raises a ``MantaError`` of one event."""
+        outcomes: list[Outcome | None] = [None] * len(given)
+        ready: dict[int, _Ready] = {}
+        for n, event in enumerate(given):
             try:
-                return decode_id(event.subscriber_id)
+                id = f"{producer}:{n}" if producer else ""
+                ready[n] = self._ready(event, "" if single else f"events[{n}]", id)
+            except MantaError as error:
+                outcomes[n] = Outcome("refused", error)
+        await self._store(ready, outcomes)
+        moved = {
+            n: event
+            for n, event in ready.items()
+            if event.name is not None and isinstance((outcomes[n] or _NOTHING).error, NotFound)
+        }
+        if moved:  # whoever had the name when we asked is gone
+            for event in moved.values():
+                assert event.name is not None
+                self._people.forget_name(event.name)
+            await self._store(moved, outcomes)
+        return [outcome or _NOTHING for outcome in outcomes]
+
+    def _ready(self, given: Any, path: str, id: str) -> _Ready:
+        event = given if isinstance(given, Event) else checked(given, path)
+        name = named(event, path)
+        at = None
+        if event.occurred_at is not None:
+            at = instant(event.occurred_at, f"{path}.occurred_at".strip("."))
+        person = 0
+        if name is None:
+            try:
+                person = decode_id(event.subscriber_id or "")
             except ValueError:
                 raise NotFound("this is not the id of a subscriber", path=path) from None
-        kind, value = _identity(event)
-        known = self._known.get((kind, value))
-        if known is not None:
-            return known
-        try:
-            person = await reads.person_id(self._handles, kind, value)
-        except NotFound:
-            if kind not in (EMAIL, EXTERNAL_ID):
-                raise
-            row = Row(event.email, event.external_id, None, None, {}, path)
-            (result,) = (await upsert_rows(self._handles, [row], None, None, "event")).results
-            if not isinstance(result, int):
-                raise result or NotFound("nobody", path=path) from None
-            person = result
-        self._known[kind, value] = person
-        if len(self._known) > KNOWN_MAX:
-            self._known.popitem(last=False)
-        return person
+        id = event.id or id or f"{self._random.getrandbits(128):032x}"
+        properties = None if event.properties is None else to_json(event.properties).decode()
+        return _Ready(
+            Incoming(person, event.type, id, at, event.item, event.amount, properties), name
+        )
+
+    async def _store(self, ready: dict[int, _Ready], outcomes: list[Outcome | None]) -> None:
+        """Fill the outcomes of these events."""
+        people = await self._people.resolve(
+            dict.fromkeys(event.name for event in ready.values() if event.name is not None)
+        )
+        places, events = [], []
+        for n, (incoming, name) in ready.items():
+            if name is not None:
+                person = people[name]
+                if isinstance(person, MantaError):
+                    outcomes[n] = Outcome("refused", person)
+                    continue
+                incoming = incoming._replace(subscriber_id=person)
+            places.append(n)
+            events.append(incoming)
+        for n, outcome in zip(places, await self._recorder.record(events), strict=True):
+            outcomes[n] = outcome
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
             message = await receive()
             if message["type"] == "lifespan.shutdown":
-                await self._events.drain()
+                await self._recorder.drain()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
             await send({"type": "lifespan.startup.complete"})
@@ -251,31 +197,41 @@ def checked(given: Any, path: str) -> Event:
             raise InvalidRequest(f"unknown field {where}", path=where, expected=expected) from None
         expected = first["msg"].removeprefix("Input should be ")
         raise InvalidRequest(f"{where} is not valid", path=where, expected=expected) from None
-    named = [kind for kind in ("subscriber_id", *KINDS) if getattr(event, kind) is not None]
-    if len(named) != 1:
-        raise InvalidRequest(
-            f"the event names {len(named) or 'no'} identities" if named else "it names nobody",
-            path=path,
-            expected="exactly one of " + ", ".join(("subscriber_id", *KINDS)),
-        )
     return event
 
 
-def _identity(event: Event) -> tuple[str, str]:
-    for kind in KINDS:
-        value = getattr(event, kind)
-        if value is not None:
-            return kind, compared(kind, value)
-    raise AssertionError("checked events name somebody")
+def named(event: Event, path: str) -> Name | None:
+    """The one name that an event gives its person; ``None``: it gives the id."""
+    kinds = [kind for kind in _NAMES if getattr(event, kind) is not None]
+    if len(kinds) != 1:
+        raise InvalidRequest(
+            f"the event names {len(kinds)} identities" if kinds else "it names nobody",
+            path=path,
+            expected="exactly one of " + ", ".join(_NAMES),
+        )
+    (kind,) = kinds
+    return None if kind == "subscriber_id" else (kind, compared(kind, getattr(event, kind)))
 
 
-def _events_in(body: bytes) -> tuple[list[Any], bool]:
-    """The events in a body, and whether it is a single one."""
+_NAMES = ("subscriber_id", *KINDS)
+_NOTHING = Outcome("refused")
+
+
+def events_in(body: bytes) -> tuple[Sequence[Any], bool]:
+    """The events in a body, and whether it is a single one. They are checked already
+    (``Event``) where all of them are right, and as they came otherwise."""
     try:
-        value = json.loads(body)
-        body.decode()
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-    except (ValueError, RecursionError):
+        if body.startswith(b'{"events":'):
+            return Events.model_validate_json(body).events, False
+        return [Event.model_validate_json(body)], True
+    except ValidationError:
+        return _events_as_given(body)
+
+
+def _events_as_given(body: bytes) -> tuple[list[Any], bool]:
+    try:
+        value = from_json(body, allow_inf_nan=False)
+    except ValueError:
         raise Malformed(
             "the body is not JSON in UTF-8", path="", expected='an event, or {"events": […]}'
         ) from None
@@ -292,6 +248,20 @@ def _events_in(body: bytes) -> tuple[list[Any], bool]:
             )
         return events, False
     return [value], True
+
+
+def _answer(outcomes: Sequence[Outcome], single: bool) -> dict[str, Any]:
+    """What is said to the sender. Raises where nothing could be stored for one reason."""
+    if single:
+        (outcome,) = outcomes
+        if outcome.error is not None:
+            raise outcome.error
+        return {"status": outcome.status}
+    errors = [outcome.error for outcome in outcomes]
+    if all(error is not None and of_error(error)[0]["status"] == 503 for error in errors):
+        assert errors[0] is not None
+        raise errors[0]
+    return _summary(outcomes)
 
 
 def _summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def of_error(error: BaseException) -> tuple[dict[str, Any], dict[str, str]]:
         return problem(code, KINDS[code].remedy), {}
     headers: dict[str, str] = {}
     if isinstance(error, RetryableError) or error.code in ("fenced", "too_many"):
-        headers["Retry-After"] = str(RETRY_AFTER_S)
+        headers["Retry-After"] = str(error.details.get("retry_after_s", RETRY_AFTER_S))
     if error.code == "unauthorized":
         headers["WWW-Authenticate"] = 'Bearer realm="manta"'
     return problem(error.code, error.message, **_plain(error.details)), headers

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from manta.command import Change, Context, Database, Decision, Op
 from manta.events.commands import EventsRecorded, RecordEvents
+from manta.people.aliases import STANDING
 from manta.schema import EVENTS
 
 ORIGINALS = pa.schema(
@@ -52,12 +53,12 @@ class RecordReceived:
         kept = self.originals.filter(pa.array(~np.isin(row, refused)))
         if kept.num_rows == 0:
             return Decision(answer, changes, ())
-        # Of those who are here, under the ids that they have now.
+        # Those of merged people stay under the id by which they came, as their events do.
         rows = database.table(
-            "SELECT p.subscriber_id, coalesce(o.occurred_at, ?) AS occurred_at, 'received' AS type,"
+            "SELECT o.subscriber_id, coalesce(o.occurred_at, ?) AS occurred_at, 'received' AS type,"
             " o.event_id, o.item, o.properties FROM originals o"
-            " LEFT JOIN aliases a ON a.from_id = o.subscriber_id AND a.state <> 'undone'"
-            " JOIN profiles p ON p.subscriber_id = coalesce(a.to_id, o.subscriber_id)",
+            " WHERE o.subscriber_id IN (SELECT subscriber_id FROM profiles)"
+            f" OR o.subscriber_id IN (SELECT from_id FROM aliases WHERE {STANDING})",
             [context.now],
             originals=kept,
         )

@@ -63,7 +63,7 @@ async def test_a_batch_reports_what_was_refused_by_its_index(world, http):
         {"type": "view", "id": "3", "email": "a@x.example", "phone": "1"},
         {"type": "opened", "id": "4", "email": "a@x.example"},
         {"type": "view", "id": "5", "email": "a@x.example", "colour": "red"},
-        {"type": "view", "id": "6", "anonymous_id": "nobody"},
+        {"type": "view", "id": "6", "phone": "+49 30 1"},
         {"type": "view", "id": "7", "email": "b@x.example", "occurred_at": "soon"},
         "view",
         {"type": "view", "id": "1", "email": "a@x.example"},
@@ -77,7 +77,7 @@ async def test_a_batch_reports_what_was_refused_by_its_index(world, http):
     by_index = {e["index"]: e for e in body["errors"]}
     assert by_index[4]["path"] == "events[4].colour"
     assert by_index[6]["path"] == "events[6].occurred_at"
-    assert by_index[5]["code"] == "not_found"
+    assert by_index[5]["code"] == "invalid"
     assert len(stored(world)) == 1
 
 
