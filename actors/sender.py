@@ -199,13 +199,8 @@ class Sender:
         self.sending.want_low_water()
         self.want_journal()
         await self.until(lambda: self.sending.tail > before)
-        low_water = self.sending.low_water
-
-        def forget() -> int:
-            self._journal.truncate(low_water)
-            return self._journal.entries_about(people)
-
-        return await self._in_journal_thread(forget)
+        last = self.sending.tail
+        return await self._in_journal_thread(lambda: self._journal.forget(people, last))
 
     async def status(self) -> dict[str, Any]:
         sending = self._sending

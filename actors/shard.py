@@ -19,12 +19,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 
+from actors.erasing import Around, Erasing, Threads
 from actors.evaluating import Evaluating, EvaluatingSettings
 from manta.clock import Clock, as_text
 from manta.command import Command, Push
@@ -47,6 +49,7 @@ logger = logging.getLogger("manta.actors.shard")
 
 LAST_WORDS_S = 0.05  # between the last answers and the end of the process
 HOOK_ROUNDS_MAX = 10
+MAINTAINED_LOOK_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,7 @@ class ShardActor:
         queries: Queries | None = None,
         settings: ShardActorSettings | None = None,
         notes: Notes | None = None,
+        around_erasure: Around | None = None,
     ) -> None:
         self._open_store, self._push, self._clock = open_store, push, clock
         self._exit_process = exit_process
@@ -130,6 +134,8 @@ class ShardActor:
         self._settings = settings or ShardActorSettings()
         self._notes = notes
         self._evaluating: Evaluating | None = None
+        self._around_erasure = around_erasure
+        self._erasing: Erasing | None = None
         self._store: ShardStore | None = None
         self._not_ready = "the shard has not begun to recover"
         self._mailbox = _Mailbox()
@@ -180,6 +186,18 @@ class ShardActor:
             self._keep(self._evaluating.run())
         self._keep(self._write_forever(store))
         self._maintain_soon(store)
+        self._erasing = Erasing(
+            store,
+            Threads(self._writer_thread, self._maintenance_thread, self._reader_threads),
+            self._clock,
+            self._around_erasure,
+            self._maintained,
+            lambda request, report: self._push(
+                "catalog", "erasure_reported", request, store.shard, report
+            ),
+            self._end,
+        )
+        self._keep(self._erasing.purge_when_due())
 
     def _recover(self) -> ShardStore:
         store = self._open_store()
@@ -267,6 +285,18 @@ class ShardActor:
         if self._evaluating is None:
             raise NotFound("this shard keeps no live segments", path="drift")
         return await self._evaluating.check_drift()
+
+    async def rewrite_erasures(self, at_once: bool = False) -> None:
+        """Begin to take erased people out of the files; ``erasure_report`` says how it goes on."""
+        self._ready()
+        assert self._erasing is not None
+        self._keep(self._erasing.run(at_once))
+
+    async def erasure_report(self, request: str) -> dict[str, Any]:
+        """How far this shard is with a request of erasure (``actors.erasing``)."""
+        self._ready()
+        assert self._erasing is not None
+        return await self._erasing.report(request)
 
     async def status(self) -> dict[str, Any]:
         """What operators and metrics want to know; always answers."""
@@ -383,8 +413,12 @@ class ShardActor:
             self._log_failures(commands, outcomes)
             self._committed(outcomes)
         self._next_wake = store.next_wake()
-        if not self._maintaining and await self._frozen(store):
-            self._maintain_soon(store)
+        if not self._maintaining:
+            self._maintaining = True  # at once: an erasure may be waiting for its turn
+            if await self._frozen(store):
+                self._maintain_soon(store)
+            else:
+                self._maintaining = False
 
     async def _frozen(self, store: ShardStore) -> bool:
         flush_s = store.flush_in_s()
@@ -411,6 +445,18 @@ class ShardActor:
     def _maintain_soon(self, store: ShardStore) -> None:
         self._maintaining = True
         self._keep(self._maintain(store))
+
+    @asynccontextmanager
+    async def _maintained(self) -> AsyncIterator[None]:
+        """Flush and compaction wait for the time of the block, which begins when they rest."""
+        while self._maintaining:
+            await asyncio.sleep(MAINTAINED_LOOK_S)
+        self._maintaining = True
+        try:
+            yield
+        finally:
+            self._maintaining = False
+            self._came.set()  # the writer looks at once whether a flush is due
 
     async def _maintain(self, store: ShardStore) -> None:
         """Until it has succeeded; the tail stays in memory and in the journal meanwhile."""

@@ -244,6 +244,24 @@ class AttemptJournal:
         """Delete what is no longer needed; how many."""
         return self._journal.truncate(low_water - 1)
 
+    def forget(self, people: Iterable[int], sequence: int) -> int:
+        """Delete all below the low water that entry ``sequence``, our last, names. How many entries
+        still name one of these people, or cannot be read."""
+        last = self._read(sequence)
+        if last is not None:
+            self.truncate(decode_entry(last.body, self._journal.path(sequence)).low_water)
+        wanted, count = frozenset(people), 0
+        for sequence in self._journal.sequences():
+            stored = self._read(sequence)
+            if stored is None:
+                count += 1
+                continue
+            entry = decode_entry(stored.body, self._journal.path(sequence))
+            named = {attempt.subscriber_id for attempt in entry.attempts}
+            named |= {outcome.subscriber_id for _, outcome in entry.outcomes}
+            count += bool(named & wanted)
+        return count
+
     def _read(self, sequence: int) -> Any:
         """The entry, or None where it is missing, torn or not ours to understand."""
         try:

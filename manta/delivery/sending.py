@@ -155,6 +155,7 @@ class Sending:
         self._storing: list[Burst] = []
         self._decided: list[tuple[int, Outcome]] = []
         self._in_flight: _InFlight | None = None
+        self._low_water_wanted = False
 
     # -- the journal ---------------------------------------------------------------------------
 
@@ -177,9 +178,10 @@ class Sending:
 
     def next_entry(self) -> Entry | None:
         """All that waits to be stored, or None. One entry is on its way at a time."""
-        waiting = self._opening or self._storing or self._decided
+        waiting = self._opening or self._storing or self._decided or self._low_water_wanted
         if self._in_flight is not None or not waiting:
             return None
+        self._low_water_wanted = False
         flight = _InFlight(self._opening, self._storing, self._decided)
         self._opening, self._storing, self._decided = [], [], []
         self._in_flight = flight
@@ -189,6 +191,10 @@ class Sending:
             tuple(Attempt(burst.lease_id, *ref) for burst in flight.bursts for ref in burst.refs),
             tuple(flight.outcomes),
         )
+
+    def want_low_water(self) -> None:
+        """Store an entry even if nothing waits: only what a stored low water names may go."""
+        self._low_water_wanted = True
 
     def stored(self, sequence: int) -> None:
         """The entry is durable under this number."""

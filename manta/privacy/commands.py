@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
@@ -34,7 +35,15 @@ from manta.people.consents import CHANNELS as ALL_CHANNELS
 from manta.people.consents import address_kind, check_word, revocations
 from manta.people.history import rows_of, upserted
 from manta.people.identities import EMAIL, PHONE, compared
-from manta.privacy.hashes import CHANNELS, ERASED, MARK, forget_held, key_of, keyed_hash
+from manta.privacy.hashes import (
+    CHANNELS,
+    ERASED,
+    MARK,
+    forget_held,
+    key_of,
+    keyed_hash,
+    person_hash,
+)
 from manta.privacy.names import Name, body_pattern, from_json, pattern, replaced, to_json
 from manta.schema import ALIASES, ERASURES, LEDGER, TABLES
 
@@ -131,6 +140,7 @@ class Swept:
     names: tuple[Name, ...]
     merges: tuple[int, ...]
     removed: int  # rows of the state that had still been there
+    requests: dict[str, tuple[str, datetime]]  # the person's name in receipts, and since when
 
 
 @dataclass(frozen=True)
@@ -141,11 +151,16 @@ class Sweep:
     key: str | None = None
 
     def decide(self, database: Database, context: Context) -> Decision:
-        rows = database.rows("SELECT subscriber_id, request_id, named FROM erasures ORDER BY 1")
-        people = {int(id): str(request) for id, request, _ in rows}
-        names = {name for _, _, named in rows for name in from_json(named)}
+        rows = database.rows(
+            "SELECT subscriber_id, request_id, requested_at, named FROM erasures ORDER BY 1"
+        )
+        people = {int(id): str(request) for id, request, *_ in rows}
+        names = {name for *_, named in rows for name in from_json(named)}
         if not people:
-            return Decision(Swept({}, (), (), 0))
+            return Decision(Swept({}, (), (), 0, {}))
+        requests: dict[str, tuple[str, datetime]] = {}
+        for id, request, at, _ in rows:
+            requests.setdefault(request, (person_hash(key_of(context.settings), id), at))
         changes = removed(database, context, list(people), names, held=True)
         changes += _redacted(database, names, list(people))
         merges = database.rows(
@@ -154,7 +169,8 @@ class Sweep:
             [list(people)],
         )
         gone = sum(change.rows.num_rows for change in changes)
-        swept = Swept(people, tuple(sorted(names)), tuple(id for (id,) in merges), gone)
+        merged = tuple(id for (id,) in merges)
+        swept = Swept(people, tuple(sorted(names)), merged, gone, requests)
         return Decision(swept, tuple(changes))
 
 

@@ -15,6 +15,7 @@ a caller does to a document it was given reaches nobody else.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -30,6 +31,7 @@ from manta.errors import (
     OutcomeUnknown,
     StoreUnavailable,
 )
+from manta.ids import encode_id
 from manta.store.journal import Entry, Journal, TakeOver
 from manta.store.manifest import Manifest, Manifests, recover
 from manta.store.objects import ObjectStore
@@ -76,6 +78,7 @@ class Documents:
     ) -> None:
         self.journal = Journal(objects, prefix, owner, nonce, clock, sleep=sleep)
         self.manifests = Manifests(objects, _manifest_folder(prefix), clock, sleep=sleep)
+        self._objects = objects
         self._owner = owner
         self._clock = clock
         self._snapshot_entries = snapshot_entries
@@ -162,6 +165,39 @@ class Documents:
         self._require_ready()
         with self._lock:
             self._snapshot()
+
+    def forget(self, people: Iterable[int]) -> int:
+        """Take erased people's ids out of all documents and remembered answers, and out of the
+        store: a snapshot takes the place of every journal entry and snapshot before it.
+
+        An id that stands as a number bounds a range of ids (how far something has come), so the
+        one below takes its place; one that stands as a text becomes ``erased``. How many texts were
+        changed. Raises as ``snapshot``.
+        """
+        self._require_ready()
+        ids = [int(id) for id in people]
+        numbers = {str(id): str(id - 1) for id in ids} | {encode_id(id): "erased" for id in ids}
+        listed = "|".join(map(re.escape, numbers))
+        named = re.compile(rf"(?<![\w.])(?:{listed})(?![\w.])") if ids else None
+
+        def without(text: str) -> str:
+            return text if named is None else named.sub(lambda hit: numbers[hit.group()], text)
+
+        changed = 0
+        with self._lock:
+            for documents in self._collections.values():
+                for id, text in documents.items():
+                    documents[id] = without(text)
+                    changed += documents[id] != text
+            for key, known in self._keys.items():
+                answer = _parse_any(without(_dump(known.answer)))
+                changed += answer != known.answer
+                self._keys[key] = known._replace(answer=answer)
+            self._snapshot()
+            base = self._base.number if self._base else 0
+            older = [number for number in self.manifests.numbers() if number < base]
+            self._objects.delete(self.manifests.path(number) for number in older)
+        return changed
 
     def _try_snapshot(self) -> None:
         """The change that asked for it is stored already and does not fail with the snapshot."""
@@ -297,6 +333,10 @@ def _mapping(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
     raise TypeError(f"{type(value).__name__} is not a JSON value")
+
+
+def _parse_any(text: str) -> Any:
+    return json.loads(text)
 
 
 def _parse(text: str) -> Document:

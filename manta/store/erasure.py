@@ -52,7 +52,7 @@ from manta.schema import (
     TABLES,
     Table,
 )
-from manta.store.compaction import MergedFile, write_file
+from manta.store.compaction import write_file
 from manta.store.database import PARQUET, connect
 from manta.store.flush import DELETED, KEYS, SEQUENCE
 from manta.store.load import local_files
@@ -106,22 +106,40 @@ def sweep(store: ShardStore) -> Swept | None:
     return found
 
 
-def rewrite(store: ShardStore, swept: Swept, now: datetime) -> Report:
-    """In the maintenance thread: flush what was frozen, write the files anew, publish."""
+def rewrite(
+    store: ShardStore, swept: Swept, now: datetime, elsewhere: Report | None = None
+) -> Report:
+    """In the maintenance thread: flush what was frozen, write the files anew, publish.
+
+    ``elsewhere`` is what was done in places that are no shard's; it goes into the same report.
+    """
     store.maintain()
     report = Report(now)
     for request in set(swept.people.values()):
         report.places[request] = {}
     maintenance = store.maintenance
     files = _Rewriting(store, swept, report).run()
+    for request, places in (elsewhere.places if elsewhere else {}).items():
+        for place, (rows, count) in places.items():
+            if request in report.places:
+                report.add(request, place, rows, count)
     manifest = maintenance.manifest
     reports = [
         known
         for known in manifest.extra.get(REPORTS, ())
         if parse_instant(known["rewritten_at"]) > now - REPORTS_KEPT
     ]
-    reports.append({"rewritten_at": as_text(now), "places": report.places})
-    extra = {**manifest.extra, REPORTS: reports, UNPURGED: as_text(now)}
+    requests = {
+        request: {
+            "person": swept.requests[request][0],
+            "requested_at": as_text(swept.requests[request][1]),
+            "places": places,
+        }
+        for request, places in report.places.items()
+    }
+    reports.append({"rewritten_at": as_text(now), "requests": requests})
+    unpurged = [*manifest.extra.get(UNPURGED, ()), [as_text(now), manifest.number + 1]]
+    extra = {**manifest.extra, REPORTS: reports, UNPURGED: unpurged}
     maintenance.publish(replace(manifest, files=files, extra=extra))
     return report
 
@@ -146,28 +164,53 @@ def forget(store: ShardStore, swept: Swept) -> None:
         database.rewrite_texts(EVENTS.name, EVENT_TEXTS, replaced("{column}", "?"), found)
 
 
-def purge(store: ShardStore) -> int:
-    """In the maintenance thread: delete what older manifests hold; how many objects."""
+def purge(store: ShardStore, until: datetime | None = None) -> int:
+    """In the maintenance thread: delete what manifests hold that are older than those of passes
+    up to ``until``, or all older than the present one; how many objects."""
     manifest = store.maintenance.manifest
-    deleted = purge_before(store.objects, store.manifests, manifest, store.lake_prefix, store.now())
-    extra = {name: value for name, value in manifest.extra.items() if name != UNPURGED}
+    passes = manifest.extra.get(UNPURGED, ())
+    due = [each for each in passes if until is None or parse_instant(each[0]) <= until]
+    number = manifest.number if until is None else _number_of(store.manifests, due)
+    deleted = 0
+    if due and number:
+        deleted = _purge_before(store, number)
+    extra = {**manifest.extra, UNPURGED: [each for each in passes if each not in due]}
     store.maintenance.manifest = replace(manifest, extra=extra)
     return deleted
 
 
 def unpurged_since(manifest: Manifest) -> datetime | None:
-    """When a pass was published whose purge is still to be done."""
-    text = manifest.extra.get(UNPURGED)
-    return parse_instant(text) if text else None
+    """When the oldest pass was published whose purge is still to be done."""
+    passes = manifest.extra.get(UNPURGED)
+    return min(parse_instant(at) for at, _ in passes) if passes else None
 
 
-def reports_of(manifest: Manifest, request: str) -> list[dict[str, Any]]:
-    """What passes did for a request in this shard, lately."""
-    return [
-        {"rewritten_at": known["rewritten_at"], "places": known["places"][request]}
-        for known in manifest.extra.get(REPORTS, ())
-        if request in known["places"]
-    ]
+def _number_of(manifests: Manifests, passes: Sequence[Sequence[Any]]) -> int:
+    """The number of the manifest of the last of these passes: that which was next, unless other
+    manifests of unknown outcome had taken some."""
+    if not passes:
+        return 0
+    at, number = max(passes)
+    while (found := manifests.read(number)) is not None:
+        if any(each[0] == at for each in found.extra.get(UNPURGED, ())):
+            return number
+        number += 1
+    return 0
+
+
+def reports_of(manifest: Manifest) -> dict[str, dict[str, Any]]:
+    """What passes did lately in this shard, by request: ``person``, ``requested_at``,
+    ``rewritten_at`` and ``places`` (place → [rows, files]), added up over passes."""
+    found: dict[str, dict[str, Any]] = {}
+    for known in manifest.extra.get(REPORTS, ()):
+        for request, part in known["requests"].items():
+            before = found.get(request)
+            places = {place: list(counts) for place, counts in part["places"].items()}
+            for place, counts in (before["places"] if before else {}).items():
+                held = places.setdefault(place, [0, 0])
+                places[place] = [held[0] + counts[0], held[1] + counts[1]]
+            found[request] = {**part, "places": places, "rewritten_at": known["rewritten_at"]}
+    return found
 
 
 def _late(store: ShardStore, people: Iterable[int]) -> set[int]:
@@ -182,25 +225,28 @@ def _late(store: ShardStore, people: Iterable[int]) -> set[int]:
     return late
 
 
-def purge_before(
-    objects: ObjectStore, manifests: Manifests, newest: Manifest, lake_prefix: str, now: datetime
-) -> int:
-    """Delete all manifests before ``newest``, and files that it does not name.
+def _purge_before(store: ShardStore, number: int) -> int:
+    """Delete all manifests before this one, and files that neither it nor a later one names.
 
     What was written after it was published stays: a flush may be on its way. Also temporary files
     that a crash has left an hour ago.
     """
-    published = objects.stat(manifests.path(newest.number))
+    objects, manifests = store.objects, store.manifests
+    published = objects.stat(manifests.path(number))
     before = published.last_modified if published else datetime.min
-    doomed = [manifests.path(number) for number in manifests.numbers() if number < newest.number]
-    named = newest.paths()
-    for path in objects.list(f"{lake_prefix}/"):
+    numbers = manifests.numbers()
+    doomed = [manifests.path(each) for each in numbers if each < number]
+    named: set[str] = set()
+    for each in numbers:
+        kept = manifests.read(each) if each >= number else None
+        named |= kept.paths() if kept is not None else set()
+    for path in objects.list(f"{store.lake_prefix}/"):
         found = None if path in named else objects.stat(path)
         if found is not None and found.last_modified <= before:
             doomed.append(path)
     for path in objects.list(TEMPORARY):
         found = objects.stat(path)
-        if found is not None and (now - found.last_modified).total_seconds() > TEMPORARY_S:
+        if found is not None and (store.now() - found.last_modified).total_seconds() > TEMPORARY_S:
             doomed.append(path)
     objects.delete(doomed)
     return len(doomed)
@@ -514,16 +560,3 @@ def _rewrite_run(
             by_request[people[id]] = by_request.get(people[id], 0) + rows
         for request, rows in by_request.items():
             report.add(request, "runs", rows, 1)
-
-
-__all__ = [
-    "MergedFile",
-    "Report",
-    "forget",
-    "purge",
-    "reports_of",
-    "rewrite",
-    "rewrite_runs",
-    "sweep",
-    "unpurged_since",
-]
