@@ -59,7 +59,7 @@ def test_members_of_the_lakes_own_segments_at_several_instants(root: str) -> Non
     assert [shard for shard, _ in planned.manifests] == [0, 1]
     for shard, number in planned.manifests:
         run_shard(planned, shard, number)
-    assert [members(root, planned, at) for at in moments] == [[1], [1], []]
+    assert [members(root, planned, at) for at in moments] == [[1], [1], [3]]
     later = plan(root, "default", [START - timedelta(days=1)])
     figures = [row for shard, number in later.manifests for row in run_shard(later, shard, number)]
     assert sum(row["members"] for row in figures) == 2
