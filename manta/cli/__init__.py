@@ -23,6 +23,7 @@ from manta.cli import (
     shaping,
     suppressions,
     templates,
+    traffic,
 )
 from manta.cli.common import Door, complain
 from manta.errors import MantaError
@@ -75,6 +76,7 @@ app.add_typer(campaigns.app, name="campaign", help="One mail to one audience.")
 app.add_typer(
     delivery.app, name="delivery", help="How the sender stands, what is done about it, its undo."
 )
+app.add_typer(traffic.app, name="traffic", help="Which opens and clicks are people's.")
 app.add_typer(
     shaping.app, name="shaping", help="How providers want mail, and what to do about replies."
 )

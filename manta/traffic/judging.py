@@ -39,7 +39,7 @@ from manta.traffic.together import (
 from manta.traffic.user_agents import Agent
 
 MESSAGES_KNOWN_MAX = 20_000  # of each generation of hints
-# People of one look-up: for more of them DuckDB leaves the index and scans the table, and so it does
+# People of one look-up: for more of them DuckDB leaves the index and scans the table, as it does
 # where a condition other than the person's stands in the statement.
 LOOKED_UP_AT_ONCE = 40
 FRESH_AGAIN = timedelta(seconds=1)
@@ -185,8 +185,9 @@ def _hit(n: int, row: dict[str, Any]) -> _Hit:
     place = (row["event_id"], row["type"], row["occurred_at"], row.get("item"))
     fact = Fact(*place, stored.agent, stored.signs)
     human = row["human"]
-    if human is None:  # of a past that nobody judged
-        human = judge(Signals(fact.type, fact.agent)).human
+    if human is None:  # of a past that nobody judged, which may not say who asked
+        agent = fact.agent if stored.user_agent else Agent.BROWSER
+        human = judge(Signals(fact.type, agent)).human
     return _Hit(n, fact, stored, human, row.get("campaign_id"))
 
 
