@@ -85,7 +85,7 @@ class Witness:
             head_at = self._heads.pop(ref, None)
             if head_at is not None and now_s - head_at <= HEAD_BEFORE_S:
                 signs += ("head_first",)
-        if sign := self._crowd.sign(asked, ref[1] ^ ref[0], now_s):
+        if sign := self._crowd.sign(asked, ref[:2], now_s):
             signs += (sign,)
         network = network_of(asked.address).kind if asked.address else ""
         judgement = judge(Signals(type, recognise(asked.agent), network, signs))
@@ -99,11 +99,11 @@ class _Crowd:
         self._second = -1
         self._total = 0
         self._counts: dict[Asked, int] = {}
-        self._last: dict[Asked, int] = {}
+        self._last: dict[Asked, tuple[int, int]] = {}
         self._usual: dict[str, float] = {}
         self._usual_total = 0.0
 
-    def sign(self, asked: Asked, message: int, now_s: float) -> str:
+    def sign(self, asked: Asked, message: tuple[int, int], now_s: float) -> str:
         """The sign that this hit shows, or none."""
         second = int(now_s)
         if second != self._second:

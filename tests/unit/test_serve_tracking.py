@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 
 from manta.clock import ManualClock, as_text
+from manta.content.links import DECOY_LINK
 from manta.content.tokens import TokenKind, keyring_of
 from manta.errors import NotFound, StoreUnavailable
 from manta.events.commands import TrackHits
 from manta.ids import NOBODY, MessageRef, mint_subscriber_id
 from manta.people.consents import Unsubscribe
+from manta.traffic.networks import TrustedProxies
 from serve_apps import gather
-from serve_apps.hits import Asked, hit_gatherer
+from serve_apps.hits import HEAD_BEFORE_S, Asked, Witness, hit_gatherer
 from serve_apps.links import RECHECK_S, LinkKeys
 from serve_apps.tracking import PIXEL, Tracking
 from tests.unit.serve_fakes import NOW, FakeActors, client, make_handles
@@ -307,3 +309,90 @@ async def test_whoever_reads_a_test_acts_for_nobody(world):
     assert (opened.content, clicked.headers["location"]) == (PIXEL, URL)
     assert left.status_code == 200 and "unsubscribed" in left.text
     assert world.actors.executed == []
+
+
+# -- machines --------------------------------------------------------------------------------------
+
+BROWSER = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
+
+
+async def test_programs_are_judged_by_their_names(world):
+    path = f"/o/{world.token(TokenKind.OPEN)}"
+    async with client(world.app) as http:
+        for agent in (BROWSER, "curl/8.5", "Mozilla/5.0", ""):
+            await http.get(path, headers={"User-Agent": agent})
+    human = [row["human"] for row in world.rows()]
+    assert human[0] > 0.85 and human[1] < 0.05 and 0.4 < human[2] < 0.6 and human[3] < 0.5
+
+
+async def test_the_decoy_leads_nowhere_and_is_a_machines_click(world):
+    token = world.ring.sign(TokenKind.CLICK, world.ref, 5, DECOY_LINK)
+    async with client(world.app) as http:
+        answer = await http.get(f"/c/{token}", headers={"User-Agent": BROWSER})
+        head = await http.head(f"/c/{token}")
+    assert answer.status_code == head.status_code == 200
+    assert "location" not in answer.headers and "close it" in answer.text
+    (row,) = world.rows()
+    assert (row["type"], row["item"]) == ("clicked", None)
+    assert row["human"] < 0.05 and "decoy" in row["properties"]
+
+
+async def test_who_asks_by_head_first_is_no_browser(world):
+    path = f"/c/{world.token(TokenKind.CLICK, URL)}"
+    headers = {"User-Agent": BROWSER}
+    async with client(world.app) as http:
+        await http.head(path, headers=headers)
+        await http.get(path, headers=headers)
+        await http.get(path, headers=headers)
+        await http.head(path, headers=headers)
+        world.clock.advance(HEAD_BEFORE_S + 1)
+        await http.get(path, headers=headers)
+    assert [row["human"] < 0.5 for row in world.rows()] == [True, False, False]
+
+
+async def test_an_address_is_believed_from_trusted_proxies_only(world):
+    path = f"/o/{world.token(TokenKind.OPEN)}"
+    headers = {"User-Agent": "Mozilla/5.0", "X-Forwarded-For": "17.58.1.1"}
+    keys = LinkKeys(world.handles.catalog, "default", world.clock)
+    trusting = Tracking(world.handles, keys, world.hits, TrustedProxies(["127.0.0.0/8"]))
+    for app in (world.app, trusting):
+        async with client(app) as http:
+            await http.get(path, headers=headers)
+    unknown, apple = world.rows()
+    assert unknown["human"] > 0.4 and "network" not in unknown["properties"]
+    assert apple["human"] < 0.1 and '"network": "privacy_proxy"' in apple["properties"]
+    assert "17.58" not in apple["properties"]  # addresses are not kept
+
+
+def judged(witness: Witness, message: int, asked: Asked, now_s: float) -> float:
+    return witness.judged("clicked", (message, message, 1), asked, False, now_s)[1]
+
+
+def test_one_address_cannot_read_for_a_crowd():
+    witness = Witness()
+    asked = Asked(BROWSER, "192.0.2.1")
+    human = [judged(witness, n, asked, 0.5) for n in range(30)]
+    assert human[0] > 0.5 and human[-1] < 0.5
+    assert judged(witness, 1, asked, 1.5) > 0.5  # the next second
+    assert all(judged(witness, 7, asked, 2.5) > 0.5 for _ in range(30))  # one message, reloaded
+
+
+def test_a_program_that_is_suddenly_everywhere_is_a_scanner():
+    witness = Witness()
+    for second in range(30):  # an ordinary half hour in short: two programs of people
+        for n in range(40):
+            judged(witness, n, Asked(BROWSER if n % 2 else "Outlook-iOS/7"), second)
+    other = BROWSER.replace("140", "115")
+    human = [judged(witness, n, Asked(other), 31.0) for n in range(60)]
+    assert human[0] > 0.5 and human[-1] < 0.5
+    crowd = [judged(witness, n, Asked(BROWSER), 32.0) for n in range(200)]  # a campaign goes out
+    assert all(each > 0.5 for each in crowd)
+
+
+def test_what_a_replica_remembers_is_bounded():
+    witness = Witness()
+    for n in range(12_000):
+        witness.head(n, n, 0, 0.0)
+        judged(witness, n, Asked(f"Program/{n} (Windows)"), n / 3_000)
+    assert len(witness._heads) <= 10_000
+    assert len(witness._crowd._usual) <= 4_096 + 3_000
