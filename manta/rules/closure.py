@@ -104,16 +104,16 @@ class _Compiler:
     def _keyed(self, rule: Keyed) -> Holds:
         inside = _Compiler(self._zone)
         inner, inner_flips = inside.holds(rule.rule), tuple(inside.flips)
-        by, types = rule.by, frozenset(one.type for one in rule.happenings)
+        by, types = rule.by, sorted({one.type for one in rule.happenings})
+        name = "\0".join((by.name, *types))
 
         def keys(person: Person, now: datetime) -> Iterator[str]:
-            for key, part in person.by_key(by, types).items():
-                begun = any(rows[0][0] <= now for rows in part.events.values())
-                if begun and inner(part, now):
+            for key, part in person.by_key(by, types, name).items():
+                if inner(part, now) and any(rows[0][0] <= now for rows in part.events.values()):
                     yield key
 
         def flips(person: Person, now: datetime) -> Iterator[datetime]:
-            for part in person.by_key(by, types).values():
+            for part in person.by_key(by, types, name).values():
                 for moving in inner_flips:
                     yield from moving(part, now)
 

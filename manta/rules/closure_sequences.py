@@ -52,8 +52,13 @@ def sequence(rule: Sequence, zone: str) -> Leaf:
         ends = _ends(stages, person, now)
         return iter(ends) if absent is None else _waits(ends, absent, person, now)
 
+    last, wait = stages[-1].type, (absent.span if absent else None) or NO_TIME
+
     def holds(person: Person, now: datetime) -> bool:
         _, low, high = bounds(now)
+        rows = person.events.get(last)
+        if not rows or plus(rows[-1][0], wait) < low:
+            return False
         return any(low <= moment < high for moment in completions(person, now))
 
     def flips(person: Person, now: datetime) -> Iterator[datetime]:

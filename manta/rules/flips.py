@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 
 from manta.rules.closure_events import width_of
 from manta.rules.meaning import HUMAN_TYPES, SETTLING, TICK, by_days, next_day_start, plus, zone_of
@@ -42,7 +42,7 @@ from manta.rules.terms import Filter, Operator, Test
 from manta.rules.values import moves
 from manta.schema import AttributeType
 
-_MARGIN = "INTERVAL 2 DAY"
+MARGIN_DAYS = 2
 _NO_TIME = timedelta(0)
 
 
@@ -78,11 +78,17 @@ class _Clock:
         """The instant where it lies after now, else NULL."""
         return Sql("CASE WHEN ") + moment + Sql(" > ?::TIMESTAMP THEN ", self.now) + moment + _END
 
+    def day(self, shift: int) -> date:
+        """The day in UTC, and so many after it."""
+        return self.now.date() + timedelta(days=shift)
+
 
 _END = Sql(" END")
 
 
 def _least(terms: list[Sql]) -> Sql:
+    """The least of these that is not NULL; what is said twice is asked once."""
+    terms = list({(term.text, repr(term.params)): term for term in terms}.values())
     return terms[0] if len(terms) == 1 else Sql("least(") + join(", ", terms) + Sql(")")
 
 
@@ -150,7 +156,8 @@ def _of_events(type_: _Type, clock: _Clock) -> list[Sql]:
     parts = [scan + Sql(" GROUP BY e.subscriber_id")]
     tomorrow = Sql("?::TIMESTAMP", next_day_start(zone_of(None, clock.zone), now))
     for one in type_.dates:
-        turn = _date_turn(one.test, property_value(one.property, one.test), clock, tomorrow)
+        value = property_value(one.property, one.test)
+        turn = _least(_date_turns(one.test, value, clock, tomorrow))
         part = Sql("SELECT e.subscriber_id, min(") + turn + Sql(")") + _from_events(type_.name)
         parts.append(part + Sql(" GROUP BY e.subscriber_id"))
     return parts
@@ -165,10 +172,12 @@ def _from_events(type_: str) -> Sql:
 
 
 def _of_profiles(nodes: list[Rule], clock: _Clock) -> list[Sql]:
+    dates = [one for one in nodes if isinstance(one, Attribute) and _moving_date(one.test)]
+    tomorrow = Sql("z.next_day")
     terms = [
-        _date_turn(node.test, Sql(attribute_column(node.name)), clock, Sql("z.next_day"))
-        for node in nodes
-        if isinstance(node, Attribute) and node.test.type is AttributeType.DATE and moves(node.test)
+        turn
+        for one in dates
+        for turn in _date_turns(one.test, Sql(attribute_column(one.name)), clock, tomorrow)
     ]
     if not terms:
         return []
@@ -181,6 +190,10 @@ def _of_profiles(nodes: list[Rule], clock: _Clock) -> list[Sql]:
         clock.zone,
     )
     return [found + zones + Sql(" ON z.time_zone IS NOT DISTINCT FROM p.time_zone")]
+
+
+def _moving_date(test: Test) -> bool:
+    return test.type is AttributeType.DATE and moves(test)
 
 
 def _of_held(nodes: list[HasBeen], clock: _Clock) -> list[Sql]:
@@ -218,40 +231,49 @@ def _of_records(nodes: list[Rule], clock: _Clock) -> list[Sql]:
 # -- dates -----------------------------------------------------------------------------------------
 
 
-def _date_turn(test: Test, value: Sql, clock: _Clock, tomorrow: Sql) -> Sql:
-    """A bound of when a moving date test of this value may turn; NULL where it never does.
+def _date_turns(test: Test, value: Sql, clock: _Clock, tomorrow: Sql) -> list[Sql]:
+    """Bounds of when a moving date test of this value may turn; NULL where it never does.
 
     ``tomorrow`` is when the next day begins in the zone that counts.
     """
     if not by_days(test):
         delta = test.value.delta
         back = -delta if test.operator is Operator.IN_THE_NEXT else delta
-        return _least([clock.ahead(value), clock.ahead(_later(value, back))])
-    return _least([_day_turn(day, clock, tomorrow) for day in _turning_days(test, value, clock)])
+        return [clock.ahead(value), clock.ahead(_later(value, back))]
+    if test.operator is Operator.ANNIVERSARY_TODAY:
+        return [_anniversary_turn(value, shift, clock, tomorrow) for shift in (0, 1)]
+    days = test.value.days
+    if test.operator is Operator.ANNIVERSARY_IN_THE_NEXT:
+        return [_anniversary_turn(value, shift, clock, tomorrow) for shift in (-days, 0)]
+    back = -days if test.operator is Operator.IN_THE_NEXT else days
+    return [_day_turn(value, shift, clock, tomorrow) for shift in (0, back)]
 
 
-def _day_turn(day: Sql, clock: _Clock, tomorrow: Sql) -> Sql:
-    """The day is that in UTC, in the zone it is at most one off and begins within a day of that."""
-    start = Sql("CAST(") + day + Sql(" AS TIMESTAMP)")
-    turn = Sql("CASE WHEN ") + start + Sql(f" - {_MARGIN} > ?::TIMESTAMP THEN ", clock.now)
-    turn += start + Sql(f" - {_MARGIN} WHEN ") + start
-    return turn + Sql(f" + {_MARGIN} > ?::TIMESTAMP THEN ", clock.now) + tomorrow + _END
+def _day_turn(value: Sql, shift: int, clock: _Clock, tomorrow: Sql) -> Sql:
+    """Of the day of the value and ``shift`` days: that in UTC, of which the person's is at most one
+    off and begins within a day of its beginning there."""
+    day = Sql("(CAST(") + value + Sql(" AS DATE) + ?::INTEGER)", shift)
+    past = Sql(" WHEN ") + day + Sql(" >= ?::DATE THEN ", clock.day(-MARGIN_DAYS))
+    return _far(day, clock) + past + tomorrow + _END
 
 
-def _turning_days(test: Test, value: Sql, clock: _Clock) -> list[Sql]:
-    """The days on which the answer may change, as they would be in UTC."""
-    day = Sql("CAST(") + value + Sql(" AS DATE)")
-    if test.operator not in (Operator.ANNIVERSARY_TODAY, Operator.ANNIVERSARY_IN_THE_NEXT):
-        days = test.value.days
-        back = -days if test.operator is Operator.IN_THE_NEXT else days
-        return [day, Sql("(") + day + Sql(" + ?::INTEGER)", back)]
-    today = test.operator is Operator.ANNIVERSARY_TODAY
-    shifts = (0, 1) if today else (-test.value.days, 0)
-    turns = []
-    for year in range(clock.now.year - 1, clock.now.year + 4):
-        month = Sql("make_date(?::BIGINT, month(", year) + day + Sql("), 1)")
-        last = Sql("day(last_day(") + month + Sql("))")
-        for shift in shifts:
-            turn = Sql("(") + month + Sql(" + CAST(least(day(") + day + Sql("), ") + last
-            turns.append(turn + Sql(") - 1 + ? AS INTEGER))", shift))
-    return turns
+def _anniversary_turn(value: Sql, shift: int, clock: _Clock, tomorrow: Sql) -> Sql:
+    """Of the next anniversary, ``shift`` days after it. One from the 29th on counts as the 28th, so
+    that every month has it: it turns up to three days after that."""
+    cut = clock.day(-MARGIN_DAYS - 3 - shift)
+    month, day = Sql("month(") + value + Sql(")"), Sql("least(day(") + value + Sql("), 28)")
+    years = Sql(" >= ? THEN ?::BIGINT ELSE ?::BIGINT END, ", _in_year(cut), cut.year, cut.year + 1)
+    turn = Sql("(make_date(CASE WHEN ") + month + Sql(" * 100 + ") + day + years
+    turn += month + Sql(", ") + day + Sql(") + ?::INTEGER)", shift)
+    return _far(turn, clock) + Sql(" WHEN ") + value + Sql(" IS NOT NULL THEN ") + tomorrow + _END
+
+
+def _in_year(day: date) -> int:
+    return day.month * 100 + day.day
+
+
+def _far(day: Sql, clock: _Clock) -> Sql:
+    """Of a day that is far off: when it is time to look closer."""
+    before = Sql(" - ?::INTEGER AS TIMESTAMP)", MARGIN_DAYS)
+    far = Sql("CASE WHEN ") + day + Sql(" > ?::DATE THEN CAST(", clock.day(MARGIN_DAYS))
+    return far + day + before

@@ -66,10 +66,10 @@ class Person:
                     first.setdefault((type_, row.message_key), row.occurred_at)
         return first
 
-    def by_key(self, by: Property, types: frozenset[str]) -> dict[str, Person]:
-        """By key, the person with only those events of these types that have it. Kept: several
-        conditions of several rules may ask the same."""
-        kept = self._by_key.get((by, types))
+    def by_key(self, by: Property, types: Sequence[str], name: str) -> dict[str, Person]:
+        """By key, the person with only those events of these types that have it. Kept under the
+        name: several conditions of several rules may ask the same."""
+        kept = self._by_key.get(name)
         if kept is None:
             events: dict[str, dict[str, list[EventRow]]] = {}
             for type_ in types:
@@ -78,11 +78,11 @@ class Person:
                     if key is not None:
                         events.setdefault(key, {}).setdefault(type_, []).append(row)
             kept = {key: Person(self.subscriber_id, {}, own) for key, own in events.items()}
-            self._by_key[by, types] = kept
+            self._by_key[name] = kept
         return kept
 
     @cached_property
-    def _by_key(self) -> dict[tuple[Property, frozenset[str]], dict[str, Person]]:
+    def _by_key(self) -> dict[str, dict[str, Person]]:
         return {}
 
 

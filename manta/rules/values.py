@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date, datetime
+from functools import lru_cache
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -173,31 +174,33 @@ def date_flips(test: Test, value: datetime, zone: ZoneInfo, now: datetime) -> It
         yield plus(value, -delta if test.operator is Operator.IN_THE_NEXT else delta)
         return
     day, today = day_of(value, zone), local_day(now, zone)
-    anniversary = test.operator in _ANNIVERSARIES
-    turns = _anniversary_turns(test, day, today.year) if anniversary else _day_turns(test, day)
-    for turn in sorted(turns):
-        if turn >= today:  # today's own start lies ahead only where a clock change repeats it
-            ahead = [moment for moment in day_starts(turn, zone, now) if moment > now]
-            if ahead:
-                yield from ahead
-                return
+    turns = _anniversary_turns if test.operator in _ANNIVERSARIES else _day_turns
+    for turn in turns(test, day, today):
+        # Today's own start lies ahead only where a clock change repeats it.
+        ahead = [moment for moment in day_starts(turn, zone, now) if moment > now]
+        if ahead:
+            yield from ahead
+            return
 
 
-def _day_turns(test: Test, day: date) -> Iterator[date]:
+@lru_cache(maxsize=16_384)
+def _day_turns(test: Test, day: date, today: date) -> tuple[date, ...]:
+    """The days from today on at which the answer may change, in order."""
     days = test.value.days
     back = -days if test.operator is Operator.IN_THE_NEXT else days
-    for shift in (0, back):
-        ordinal = day.toordinal() + shift
-        if date.min.toordinal() <= ordinal <= date.max.toordinal():
-            yield date.fromordinal(ordinal)
+    turns = sorted(day.toordinal() + shift for shift in (0, back))
+    last = date.max.toordinal()
+    return tuple(date.fromordinal(one) for one in turns if today.toordinal() <= one <= last)
 
 
-def _anniversary_turns(test: Test, day: date, year: int) -> Iterator[date]:
+@lru_cache(maxsize=16_384)
+def _anniversary_turns(test: Test, day: date, today: date) -> tuple[date, ...]:
     first, last = _anniversary_distance(test)
-    for one in (year, year + 1, year + 2):
-        anniversary = anniversary_in(day, one)
-        yield anniversary - last * ONE_DAY
-        yield anniversary + (1 - first) * ONE_DAY
+    turns: list[date] = []
+    for year in (today.year, today.year + 1, today.year + 2):
+        anniversary = anniversary_in(day, year)
+        turns += (anniversary - last * ONE_DAY, anniversary + (1 - first) * ONE_DAY)
+    return tuple(sorted(turn for turn in turns if turn >= today))
 
 
 # -- properties of events --------------------------------------------------------------------------
