@@ -23,7 +23,7 @@ class Rate:
     burst: float
 
 
-SERVER = Rate(per_s=10_000, burst=30_000)  # of a secret key
+SERVER = Rate(per_s=20_000, burst=60_000)  # of a secret key
 PUBLIC = Rate(per_s=200, burst=2_000)  # of a key that stands in web pages
 
 
