@@ -379,13 +379,13 @@ def test_one_address_cannot_read_for_a_crowd():
 
 def test_a_program_that_is_suddenly_everywhere_is_a_scanner():
     witness = Witness()
-    for second in range(30):  # an ordinary half hour in short: two programs of people
+    for second in range(60):  # ordinary minutes: two programs of people
         for n in range(40):
             judged(witness, n, Asked(BROWSER if n % 2 else "Outlook-iOS/7"), second)
     other = BROWSER.replace("140", "115")
-    human = [judged(witness, n, Asked(other), 31.0) for n in range(60)]
+    human = [judged(witness, n, Asked(other), 61.0) for n in range(60)]
     assert human[0] > 0.5 and human[-1] < 0.5
-    crowd = [judged(witness, n, Asked(BROWSER), 32.0) for n in range(200)]  # a campaign goes out
+    crowd = [judged(witness, n, Asked(BROWSER), 62.0) for n in range(200)]  # a campaign goes out
     assert all(each > 0.5 for each in crowd)
 
 
