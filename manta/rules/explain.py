@@ -62,11 +62,9 @@ def _lines(rule: Rule) -> list[str]:
 
 
 def _keyed(rule: Keyed) -> list[str]:
-    head = f"for the events that share one {_property(rule.by.name)}"
+    same = f"one and the same {_property(rule.by.name)}"
     first, *rest = _lines(rule.rule)
-    if not rest:
-        return [f"{head}: they {first}"]
-    return [f"{head}, {first}", *rest]
+    return [f"of the events with {same}, {first}", *rest] if rest else [f"with {same} {first}"]
 
 
 def _group(rule: All | AnyOf | ExactlyOne) -> list[str]:

@@ -48,6 +48,13 @@ def test_the_json_of_a_rule_is_canonical() -> None:
     assert shown == attribute("birthday", "before", "2026-05-01T10:00:00.000000Z")
 
 
+DAY = {"within": {"days": 1}}
+
+
+def sequence(*steps: dict[str, Any]) -> dict[str, Any]:
+    return {"sequence": {"steps": list(steps)}}
+
+
 @pytest.mark.parametrize(
     ("rule", "path", "said"),
     [
@@ -94,6 +101,51 @@ def test_the_json_of_a_rule_is_canonical() -> None:
             {"all": [{"all": []}, {"not": {"all": []}}, {**BOUGHT, "any": []}]},
             "$.all[2]",
             "exactly one key",
+        ),
+        (sequence({"type": "x"}), "$.sequence.steps", "2 to 10 entries"),
+        (sequence(*[{"type": "x"}] * 11), "$.sequence.steps", "2 to 10 entries"),
+        (
+            sequence({"type": "x", "within": {"days": 1}}, {"type": "y"}),
+            "$.sequence.steps[0].within",
+            "follows nothing",
+        ),
+        (
+            sequence({"type": "x"}, {"type": "y", "absent": True}),
+            "$.sequence.steps[1]",
+            "waited for",
+        ),
+        (
+            sequence({"type": "x"}, {"type": "y", "absent": True, **DAY}, {"type": "z"}),
+            "$.sequence.steps[1].absent",
+            "an absent last step",
+        ),
+        (
+            sequence({"type": "x"}, {"type": "y", "within": {"last": {"days": 1}}}),
+            "$.sequence.steps[1].within",
+            "minutes, hours, days, weeks",
+        ),
+        (
+            {"has_been": {**attribute("email", "is_set"), "for": {"days": 1}}},
+            "$.has_been.attribute.name",
+            "an attribute, time_zone or locale",
+        ),
+        ({"has_been": attribute("city", "is_set")}, "$.has_been", "'for' is missing"),
+        (
+            {"prediction": {"name": "churn", "operator": "contains", "value": 1}},
+            "$.prediction.operator",
+            "greater_than",
+        ),
+        ({"keyed": {"by": "amount", "rule": BOUGHT}}, "$.keyed.by", "is no key"),
+        ({"keyed": {"by": "item", "rule": {"all": []}}}, "$.keyed.rule", "asks for no event"),
+        (
+            {"keyed": {"by": "item", "rule": {"not": {"member": {"segment": 1}}}}},
+            "$.keyed.rule.not",
+            "event, first_time, last_time, sequence",
+        ),
+        (
+            {"keyed": {"by": "item", "rule": {"keyed": {"by": "item", "rule": BOUGHT}}}},
+            "$.keyed.rule",
+            "unknown condition 'keyed'",
         ),
         ({"and": []}, "$", "valid: all, any, exactly_one, not"),
         ({"All": []}, "$", "did you mean 'all'?"),

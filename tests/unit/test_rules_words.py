@@ -19,21 +19,28 @@ from manta.rules.build import (
     did_not,
     everybody,
     first_time,
+    has_been,
+    keyed,
     last_messages,
     last_time,
     member,
+    prediction,
+    sequence,
+    step,
     suppressed,
 )
 from manta.rules.explain import explain
 from manta.rules.nodes import Member, Not, Rule
 from manta.rules.scope import Reach, Touches, inline, reach, touches
 from manta.rules.tree import parse
-from tests.unit.rules_samples import ATTRIBUTES, NOW, rules
+from tests.unit.rules_samples import ATTRIBUTES, NOW, TICK, rules
 from tests.unit.test_rules_tree import QUIET_BUYERS
 
 quiet_buyers = did("purchased").where("item", "equals", "sku-1").within(days=30) & last_messages(
     3
 ).opened("none")
+
+abandoned_cart = keyed("properties.cart_id", did("cart_updated").within(days=2) & ~did("purchased"))
 
 
 def test_the_builder_makes_the_same_tree() -> None:
@@ -93,6 +100,34 @@ BUILT: list[tuple[Built, str]] = [
     (member(7), "People who are members of segment 7."),
     (bucket("test", 0, 12.5), "People who fall between 0 % and 12.5 % of the random draw “test”."),
     (
+        sequence(
+            step("viewed").where("item", "equals", "sku-1"),
+            step("cart_updated", days=3),
+            step("purchased", absent=True, hours=1),
+        ).within(days=30),
+        "People who did “viewed” with item equal to “sku-1”, then did “cart_updated” within 3 days,"
+        " then never bought something within 1 hour, all of it complete in the last 30 days.",
+    ),
+    (
+        has_been(attr("city").equals("Oslo"), days=30),
+        "People who for at least 30 days have a city equal to “Oslo”, unchanged.",
+    ),
+    (
+        prediction("churn").at_least(0.7),
+        "People who have a prediction “churn” of at least 0.7.",
+    ),
+    (prediction("churn").not_set(), "People who have no prediction “churn”."),
+    (
+        keyed("properties.cart_id", did("purchased")),
+        "People who with one and the same cart_id bought something at least once.",
+    ),
+    (
+        abandoned_cart,
+        "People for whom of the events with one and the same cart_id, all of these are true:\n"
+        "- they did “cart_updated” at least once in the last 2 days\n"
+        "- they never bought something",
+    ),
+    (
         quiet_buyers & (attr("city").equals("Oslo") | ~consent("news")),
         "People for whom all of these are true:\n"
         "- they bought “sku-1” at least once in the last 30 days\n"
@@ -143,6 +178,15 @@ def test_touches_names_what_a_change_can_affect() -> None:
         consents=frozenset({("email", "news")}),
         suppressions=True,
     )
+    assert touches(*checked(abandoned_cart, prediction("churn").is_set())) == Touches(
+        event_types=frozenset({"cart_updated", "purchased"}), predictions=frozenset({"churn"})
+    )
+    assert touches(*checked(has_been(attr("birthday").is_set(), days=1))) == Touches(
+        attributes=frozenset({"birthday", "time_zone"}), held=frozenset({"birthday"})
+    )
+    assert touches(*checked(sequence(step("viewed"), step("purchased")))).event_types == {
+        *("viewed", "purchased"),
+    }
 
 
 def test_reach_is_the_longest_look_back() -> None:
@@ -152,6 +196,18 @@ def test_reach_is_the_longest_look_back() -> None:
     assert reach(NOW, *checked(first_time("viewed").within(days=1))) == Reach(None)
     assert reach(NOW, *checked(did("viewed").after("2026-03-28"))).back == timedelta(hours=12.5)
     assert reach(NOW, *checked(attr("city").is_set())) == Reach(timedelta(0))
+    followed = sequence(step("viewed"), step("purchased", days=3), step("x", absent=True, days=2))
+    assert reach(NOW, *checked(followed.within(days=30))).back == timedelta(days=35) - TICK
+    assert reach(NOW, *checked(followed)).back is None
+    loose = sequence(step("viewed"), step("purchased")).within(days=30)
+    assert reach(NOW, *checked(loose)).back is None
+
+
+def test_a_keyed_rule_reaches_as_far_as_its_conditions_unless_nothing_makes_it_true() -> None:
+    updated, bought = did("cart_updated").within(days=2), did("purchased").within(days=7)
+    assert reach(NOW, *checked(keyed("item", updated & ~bought))).back == timedelta(days=7) - TICK
+    assert reach(NOW, *checked(keyed("item", updated | ~bought))).back is None
+    assert reach(NOW, *checked(abandoned_cart)).back is None
 
 
 def test_segments_of_segments_are_inlined_and_circles_refused() -> None:
