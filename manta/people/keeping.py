@@ -343,7 +343,12 @@ def membership_changes(
     before, after = set(before), set(after)
     if before == after:
         return []
-    row = {"subscriber_id": id, "segments": sorted(after)}
+    key = {"subscriber_id": id}
+    change = (
+        _upsert("memberships", [key | {"segments": sorted(after)}])
+        if after
+        else _delete("memberships", [key])
+    )
     moved = sorted((segment, segment in after) for segment in before ^ after)
     said = [
         compact_json({"segment": segment, "member": member, "source": SOURCE})
@@ -353,7 +358,7 @@ def membership_changes(
     history = recorded(
         "membership_changed", people, pa.array(said, pa.string()), context.now, context.random
     )
-    return [_upsert("memberships", [row]), history]
+    return [change, history]
 
 
 def profile_change(profile: Row, columns: Mapping[str, str]) -> Change:
