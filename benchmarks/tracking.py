@@ -1,7 +1,7 @@
 """Opens and clicks per second through Serve, each durable before its answer.
 
-Ours: HAProxy → one tracking replica (token checked, hits gathered) → the shards' journals (fsync)
-→ the answer. Against it, in the same run and by the same generator: a FastAPI route that stores
+Ours: HAProxy → one tracking replica (token checked, p(human) judged, hits gathered) → the shards'
+journals (fsync) → the answer. Against it, in the same run and by the same generator: a FastAPI route that stores
 nothing, on one bare uvicorn process. Rounds alternate, the median counts. After the last round the
 shards are asked how many hits they hold: at least as many as were answered.
 """
@@ -37,7 +37,7 @@ CONNECTIONS = 256
 SECONDS = 5.0
 ROUNDS = 3
 PEOPLE = 2_000
-AIM = 0.35
+AIM = 0.4
 CAMPAIGN = 1
 BARE_PORT = 18_123
 
