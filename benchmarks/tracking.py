@@ -1,9 +1,9 @@
 """Opens and clicks per second through Serve, each durable before its answer.
 
 Ours: HAProxy → one tracking replica (token checked, p(human) judged, hits gathered) → the shards'
-journals (fsync) → the answer. Against it, in the same run and by the same generator: a FastAPI route that stores
-nothing, on one bare uvicorn process. Rounds alternate, the median counts. After the last round the
-shards are asked how many hits they hold: at least as many as were answered.
+journals (fsync) → the answer. Against it, in the same run and by the same generator: a FastAPI
+route that stores nothing, on one bare uvicorn process. Rounds alternate, the median counts. After
+the last round the shards are asked how many hits they hold: at least as many as were answered.
 """
 
 from __future__ import annotations
