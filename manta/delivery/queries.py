@@ -95,7 +95,7 @@ def timeline(database: Database, context: Context, arguments: Arguments) -> list
         " AND state NOT IN ('planned', 'leased', 'orphaned')"
         " UNION ALL SELECT occurred_at,"
         f" CASE WHEN {BY_PERSON} THEN type ELSE type || '_by_machine' END"
-        " FROM events e WHERE campaign_id = ? AND type IN"
+        " FROM events e WHERE campaign_id = ? AND merge_id IS NULL AND type IN"
         " ('opened', 'clicked', 'unsubscribed', 'complained', 'bounced'))"
         ' GROUP BY ALL ORDER BY "at", what LIMIT ?',
         [step_s, arguments["campaign_id"], arguments["campaign_id"], STEPS_MAX],
@@ -113,7 +113,8 @@ def campaign_report(database: Database, context: Context, arguments: Arguments) 
     rows = database.rows(
         f"SELECT e.type, count(DISTINCT {message}) FILTER ({BY_PERSON}),"
         f" count(DISTINCT {message}), count(DISTINCT e.event_id) FILTER ({BY_PERSON}),"
-        " count(DISTINCT e.event_id) FROM events e WHERE e.campaign_id = ? GROUP BY 1",
+        " count(DISTINCT e.event_id) FROM events e"
+        " WHERE e.campaign_id = ? AND e.merge_id IS NULL GROUP BY 1",  # no copies of merges
         [arguments["campaign_id"]],
     )
     events = {name: _figures(0, 0, 0, 0) for name in MESSAGE_EVENTS}

@@ -126,7 +126,8 @@ def _message(rows: Sequence[Row]) -> Iterator[tuple[Row, float, tuple[str, ...]]
 class CorrectTraffic:
     """Bring corrections into the shard. ``rows``: see ``COLUMNS``; ``was`` is what was thought when
     they were made, and a hit of which something else is thought by now stays as it is. Rows of
-    people who are not here are left out. Answers how many were corrected."""
+    people who are gone are left out, those of merged people are not: what they did stays theirs.
+    Answers how many were corrected."""
 
     key: str | None
     rows: pa.Table
@@ -138,7 +139,8 @@ class CorrectTraffic:
             )
         kept = database.table(
             "SELECT r.subscriber_id, r.event_id, r.human, r.cause, ?::TIMESTAMP AS changed_at"
-            " FROM given r JOIN profiles p USING (subscriber_id)"
+            " FROM given r JOIN (SELECT subscriber_id FROM profiles"
+            " UNION SELECT from_id FROM aliases WHERE state <> 'undone') USING (subscriber_id)"
             " LEFT JOIN traffic_corrections c USING (subscriber_id, event_id)"
             " WHERE c.human IS NULL OR abs(c.human - r.was) < 1e-9"
             " QUALIFY row_number() OVER (PARTITION BY r.subscriber_id, r.event_id) = 1",

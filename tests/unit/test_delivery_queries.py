@@ -35,11 +35,13 @@ def shard() -> SendingShard:
         "message_key": one.message_key
     }
     at = shard.now + timedelta(minutes=3)
-    event |= {"occurred_at": at, "properties": None}
+    event |= {"occurred_at": at, "properties": None, "merge_id": None}
     events = [event | {"event_id": i, "human": None} for i in (1, 2)]
     scan = {"type": "clicked", "subscriber_id": 2, "message_key": two.message_key}
     events += [event | scan | {"event_id": 3 + i, "human": 0.02} for i in range(3)]
     events.append(event | {"event_id": 9, "type": "clicked", "human": 0.9})
+    copy = {"event_id": 9, "subscriber_id": 3, "merge_id": 5}  # of a merge: counted once
+    events.append(event | {"type": "clicked", "human": 0.9} | copy)
     shard.write(Change("events", Op.INSERT, pa.Table.from_pylist(events)))
     return shard
 

@@ -21,7 +21,7 @@ from manta.traffic.reclassify import COLUMNS, CorrectTraffic, rejudge
 from manta.traffic.together import Stored, write_properties
 from manta.traffic.user_agents import Agent
 from serve_apps.hits import Hit, track_hits
-from tests.unit.people_shard import START, Shard
+from tests.unit.people_shard import START, Shard, alias
 
 FIREFOX = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
 
@@ -117,11 +117,14 @@ def test_a_correction_since_then_stays_and_nobody_who_is_gone_gets_one(shard: Sh
     live = [judging.Correction(ann, 1, 0.1, "decoy")]
     shard.write(Change("traffic_corrections", Op.UPSERT, judging.corrections_table(live, START)))
     row = {"subscriber_id": ann, "event_id": 1, "was": 0.9, "human": 0.95, "cause": "version:1"}
-    rows = [row, row | {"event_id": 2}, row | {"subscriber_id": 99}]
-    assert shard.answer(CorrectTraffic(None, pa.Table.from_pylist(rows, COLUMNS))) == 1
+    shard.load("aliases", alias(77, ann))
+    merged = row | {"subscriber_id": 77, "event_id": 3}
+    rows = [row, row | {"event_id": 2}, row | {"subscriber_id": 99}, merged]
+    assert shard.answer(CorrectTraffic(None, pa.Table.from_pylist(rows, COLUMNS))) == 2
     assert shard.rows("SELECT event_id, human FROM traffic_corrections ORDER BY 1") == [
         (1, 0.1),
         (2, 0.95),
+        (3, 0.95),
     ]
     many = pa.Table.from_pylist([row] * 20_001, COLUMNS)
     with pytest.raises(InvalidRequest):
