@@ -175,7 +175,8 @@ def _acts(
         f" count(*) FILTER (e.type = 'clicked' AND {BY_PERSON}),"
         " count(*) FILTER (e.type = 'clicked')"
         " FROM (SELECT unnest(?::BIGINT[]) AS id) n JOIN events e ON e.subscriber_id = n.id"
-        " WHERE e.campaign_id = ? AND e.type IN ('opened', 'clicked') GROUP BY ALL",
+        " WHERE e.campaign_id = ? AND e.merge_id IS NULL AND e.type IN ('opened', 'clicked')"
+        " GROUP BY ALL",
         [people, campaign_id],
     )
     names = ("opens", "opens_all", "clicks", "clicks_all")
@@ -194,7 +195,8 @@ def recipient(database: Database, context: Context, arguments: Arguments) -> dic
         return None
     history = database.table(
         "SELECT occurred_at, type, item, properties, human FROM events"
-        " WHERE subscriber_id = ? AND message_key = ? ORDER BY occurred_at, type LIMIT ?",
+        " WHERE subscriber_id = ? AND message_key = ? AND merge_id IS NULL"
+        " ORDER BY occurred_at, type LIMIT ?",
         [*ref, HISTORY_MAX],
     ).to_pylist()
     found: dict[str, Any] = rows[0] | {"history": history}

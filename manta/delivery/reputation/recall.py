@@ -59,7 +59,7 @@ _EVENTS = """
     FROM events e JOIN ledger l
         ON l.subscriber_id = e.subscriber_id AND l.message_key = e.message_key
     WHERE e.occurred_at >= $since AND e.occurred_at < $until AND l.kind <> 'test'
-        AND e.type IN ($types) AND (e.human IS NULL OR e.human >= 0.5)
+        AND e.merge_id IS NULL AND e.type IN ($types) AND (e.human IS NULL OR e.human >= 0.5)
         AND l.source IS NOT NULL AND l.provider IS NOT NULL
 """
 
