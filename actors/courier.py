@@ -40,7 +40,7 @@ from manta.webhooks.retries import (
 
 AT_ONCE_MAX = 100  # requests under way
 SEND_MAX_S = 25.0  # of one request, at most (``actors.io.web``), and a little
-LEASE_S = 120.0
+LEASE_S = 60.0
 ORDERED_ROWS = 50  # of one lease of an ordered endpoint
 HEALTH_CHECK_S = 3_600.0  # between two looks at since when an endpoint fails
 RETRY_S = 5.0  # after a fault of ours
@@ -210,9 +210,13 @@ class Courier:
                 room = self._free_room(endpoint)
                 is_drained = is_drained and lane not in self._again
                 if room and not is_drained:
+                    until_s = self._last_start_s()
                     leased = await self._lease(lane, room, endpoint)
                     is_drained = len(leased) < room
-                    flying |= {asyncio.ensure_future(self._deliver(endpoint, d)) for d in leased}
+                    flying |= {
+                        asyncio.ensure_future(self._deliver(endpoint, each, until_s))
+                        for each in leased
+                    }
                 if not flying:
                     break
                 done, flying = await asyncio.wait(flying, return_when=asyncio.FIRST_COMPLETED)
@@ -243,15 +247,15 @@ class Courier:
             if pause_s > 0:
                 self._wake_in(lane, pause_s)
                 return
-            until_s = self._clock.monotonic() + LEASE_S - SEND_MAX_S
+            until_s = self._last_start_s()
             leased = await self._lease(lane, ORDERED_ROWS, endpoint)
             if not leased:
                 return
             settled: list[Settled] = []
             is_well = True
             for delivery in leased:
-                if is_well and self._clock.monotonic() < until_s:
-                    settled.append(await self._deliver(endpoint, delivery))
+                if is_well:
+                    settled.append(await self._deliver(endpoint, delivery, until_s))
                     answered = settled[-1].answered
                     is_well = answered is not None and answered.is_success
                 else:
@@ -260,6 +264,10 @@ class Courier:
             await self._settle(endpoint, lane, settled)
             if not is_well:
                 return  # the shard wakes us when the first one is due again
+
+    def _last_start_s(self) -> float:
+        """Until when a request of a lease that begins now may be begun."""
+        return self._clock.monotonic() + LEASE_S - SEND_MAX_S
 
     async def _lease(self, lane: Lane, rows: int, endpoint: _Endpoint) -> list[Delivery]:
         """What was leased counts as under way from now on."""
@@ -284,10 +292,12 @@ class Courier:
 
     # -- sending -----------------------------------------------------------------------------------
 
-    async def _deliver(self, endpoint: _Endpoint, delivery: Delivery) -> Settled:
-        """One attempt; counted in the endpoint's health."""
+    async def _deliver(self, endpoint: _Endpoint, delivery: Delivery, until_s: float) -> Settled:
+        """One attempt, unless its lease is about to end; counted in the endpoint's health."""
         try:
             async with self._room:
+                if self._clock.monotonic() > until_s:
+                    return Settled(delivery.delivery_id, delivery.attempts, None)
                 id = signing.message_id(delivery.delivery_id)
                 answered = await self._send(endpoint.document, id, delivery.body)
         finally:

@@ -290,14 +290,7 @@ class OutboxDeriver:
                 endpoints.append(endpoint)
         at, whose = np.array(places, np.int64), np.array(endpoints, np.int64)
         ids = _mixed(names[at], whose.view(np.uint64)).view(np.int64)
-        table = pa.table({"endpoint_id": whose, "delivery_id": ids, "place": at})
-        new = database.rows(
-            "SELECT min(n.rowid) FROM (SELECT *, row_number() OVER () - 1 AS rowid FROM fresh) n"
-            " ANTI JOIN outbox o ON o.endpoint_id = n.endpoint_id AND o.delivery_id = n.delivery_id"
-            " GROUP BY n.endpoint_id, n.delivery_id ORDER BY 1",
-            fresh=table,
-        )
-        kept = np.array([row for (row,) in new], np.int64)[-GROUP_MAX:]
+        kept = _not_there(ids, database)[-GROUP_MAX:]
         if not len(kept):
             return ()
         first = self._next_sequence(database, len(kept))
@@ -329,6 +322,20 @@ class OutboxDeriver:
         first = self._sequence + 1
         self._sequence += count
         return first
+
+
+def _not_there(ids: npt.NDArray[np.int64], database: Database) -> npt.NDArray[np.intp]:
+    """The places of those that the outbox does not have, each once, in order."""
+    _, places = np.unique(ids, return_index=True)
+    places = np.sort(places)
+    known = database.rows(
+        "SELECT delivery_id FROM outbox WHERE delivery_id IN (SELECT unnest(?::BIGINT[]))",
+        [ids[places].tolist()],
+    )
+    if known:
+        there = np.array([id for (id,) in known], np.int64)
+        places = places[~np.isin(ids[places], there)]
+    return places
 
 
 def _kind(row: Mapping[str, Any]) -> str:

@@ -267,7 +267,7 @@ async def test_a_lost_courier_s_deliveries_are_sent_again_under_their_ids(town):
     town.web.requests.clear()
     town.web.held = None
     town.new_courier()
-    town.house.clock.advance(121)
+    town.house.clock.advance(61)
     await town.courier.start()
     await asyncio.sleep(0.02)
     await town.settled()
