@@ -17,6 +17,7 @@ import logging
 import ssl
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, Protocol
 
 from actors.io.smtp_server import Listener, ServerLimits
@@ -36,6 +37,8 @@ from manta.delivery.returns.inbox import (
 )
 from manta.delivery.returns.reporting import report
 from manta.errors import InvalidRequest, MantaError
+from manta.ids import MessageRef
+from manta.people.over_shards import execute_for
 from manta.settings import InboxSettings
 
 KEYRING_S = 60.0
@@ -192,8 +195,12 @@ class Inbox:
 
     async def _execute(self, command: Any) -> None:
         if isinstance(command, UnsubscribeByMail):
-            home = self._shards.of_subscriber(command.ref[0])
-            await self._shards.execute(home, command, COMMIT_DEADLINE_S)
+            person, message_key = command.ref
+
+            def of(id: int) -> UnsubscribeByMail:
+                return replace(command, ref=MessageRef(id, message_key))
+
+            await execute_for(self._shards, person, of, COMMIT_DEADLINE_S)
         else:
             await report(self._shards, command, COMMIT_DEADLINE_S)
 

@@ -19,6 +19,8 @@ from manta.clock import as_text
 from manta.delivery.ledger import Accounting, State
 from manta.errors import InvalidRequest, NotFound
 from manta.ids import encode_id
+from manta.people.aliases import HOPS_MAX
+from manta.people.identifying import finish
 from manta.people.identities import compared
 from manta.rules.explain import explain
 from manta.rules.nodes import Rule
@@ -66,14 +68,54 @@ async def checked_rule(handles: Handles, rule: Any) -> Rule:
 
 
 async def person(handles: Handles, subscriber_id: int) -> Document:
-    """A person with attributes, identities and consents. Raises ``NotFound``."""
-    shard = handles.shards.of_subscriber(subscriber_id)
-    found = await handles.shards.query(
-        shard, "person", {"subscriber_id": subscriber_id}, CALL_DEADLINE_S
-    )
-    if found is None:
+    """A person with attributes, identities and consents; of a merged id the one they live on as.
+
+    Raises ``NotFound``. ``merged_from`` lists who lives on as them, with all identities.
+    """
+    for _ in range(HOPS_MAX + 1):
+        shard = handles.shards.of_subscriber(subscriber_id)
+        found = await handles.shards.query(
+            shard, "person", {"subscriber_id": subscriber_id}, CALL_DEADLINE_S
+        )
+        if found is None or "moved_to" not in found:
+            break
+        if found["unfinished"]:
+            await finish(handles.shards, found["unfinished"], CALL_DEADLINE_S)
+        subscriber_id = found["moved_to"]
+    if found is None or "moved_to" in found:
         raise NotFound("there is no such subscriber", path="subscriber_id")
-    return plain({"id": encode_id(found.pop("subscriber_id")), **found})
+    id = found.pop("subscriber_id")
+    held = await _identities(handles, id, found)
+    found["identities"] = [
+        {"kind": each["kind"], "value": each["value"], "since": each["since"]}
+        | ({} if each["subscriber_id"] == id else {"by_merge_of": encode_id(each["subscriber_id"])})
+        for each in held
+    ]
+    found["merged_from"] = [
+        {"id": encode_id(each["from_id"]), "cause": each["cause"], "merged_at": each["merged_at"]}
+        for each in found["merged_from"]
+    ]
+    return plain({"id": encode_id(id), **found})
+
+
+async def _identities(handles: Handles, id: int, found: Document) -> list[Document]:
+    """With those of merged people that lie in their own shards, merge by merge."""
+    held = {(each["kind"], each["value"]): each for each in found["identities"]}
+    seen, waiting = {id}, [each["from_id"] for each in found["merged_from"]]
+    while waiting:
+        from_id = waiting.pop()
+        if from_id in seen:
+            continue
+        seen.add(from_id)
+        there = await handles.shards.query(
+            handles.shards.of_subscriber(from_id),
+            "identities_of",
+            {"subscriber_ids": [from_id]},
+            CALL_DEADLINE_S,
+        )
+        held |= {(each["kind"], each["value"]): each for each in there["identities"]}
+        waiting += there["merged_from"]
+    return [held[name] for name in sorted(held)]
 
 
 async def person_id(handles: Handles, kind: str, value: str) -> int:

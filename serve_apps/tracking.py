@@ -35,6 +35,7 @@ from manta.content.unsubscribe import is_one_click
 from manta.errors import MantaError, NotFound, Overloaded
 from manta.ids import NOBODY, encode_id
 from manta.people.consents import Unsubscribe
+from manta.people.identifying import execute_for
 from manta.traffic.networks import TrustedProxies
 from serve_apps import landing
 from serve_apps.gather import Gatherer
@@ -229,15 +230,18 @@ class Tracking:
         await _send_page(send, 200, landing.UNSUBSCRIBED)
 
     async def _store_unsubscribe(self, said: Payload) -> None:
-        command = Unsubscribe(
-            key=f"unsubscribe:{encode_id(said.subscriber_id)}:{encode_id(said.message_key)}",
-            subscriber_id=said.subscriber_id,
-            message_key=said.message_key,
-            topic=await self._topic(said.campaign_id),
-            source="one_click",
-        )
-        shard = self._shards.of_subscriber(said.subscriber_id)
-        await self._shards.execute(shard, command, CALL_DEADLINE_S)
+        topic = await self._topic(said.campaign_id)
+
+        def command(id: int) -> Unsubscribe:
+            return Unsubscribe(
+                key=f"unsubscribe:{encode_id(said.subscriber_id)}:{encode_id(said.message_key)}",
+                subscriber_id=id,
+                message_key=said.message_key,
+                topic=topic,
+                source="one_click",
+            )
+
+        await execute_for(self._shards, said.subscriber_id, command, CALL_DEADLINE_S)
 
     async def _topic(self, campaign_id: int) -> str | None:
         """What the mail was about; ``None``, for all topics, where its campaign is not known."""

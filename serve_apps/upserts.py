@@ -63,7 +63,7 @@ def checked_row(row: Row, types: Mapping[str, AttributeType]) -> dict[str, Any]:
     """The columns of a row, as ``UpsertPeople`` wants them. Raises ``InvalidRequest``."""
     columns: dict[str, Any] = {}
     if row.email is not None:
-        columns[EMAIL] = _address(row.email, _at(row, EMAIL))
+        columns[EMAIL] = checked_address(row.email, _at(row, EMAIL))
     for kind in (EXTERNAL_ID, PHONE, ANONYMOUS_ID):
         value = getattr(row, kind)
         if value is None:
@@ -109,7 +109,8 @@ def _at(row: Row, field: str) -> str:
     return f"{row.path}.{field}" if row.path else field
 
 
-def _address(text: str, path: str) -> str:
+def checked_address(text: str, path: str) -> str:
+    """The address as it is stored. Raises ``InvalidRequest``."""
     address = normalised(text)
     if isinstance(address, Refused):
         raise InvalidRequest(

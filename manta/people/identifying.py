@@ -68,6 +68,7 @@ __all__ = [
     "identify_many",
     "living",
     "merge",
+    "release",
     "undo_merge",
     "upsert_many",
 ]
@@ -387,6 +388,28 @@ async def owners(
     for (_, kind, values), answer in zip(asked, answers, strict=True):
         found |= {(kind, value): id for value, id in zip(values, answer, strict=True)}
     return found
+
+
+async def release(
+    shards: Shards, subscriber_id: int, kind: str, value: str, deadline_s: float = DEADLINE_S
+) -> bool:
+    """The person gives up an identity, also one that came by a merge. Answers whether they had it.
+
+    Raises ``Conflict`` for the address that mails go to.
+    """
+    name = kind, compared(kind, value)
+    owner = (await owners(shards, [name], deadline_s))[name]
+    if owner is None:
+        return False
+    now = await living(shards, [owner, subscriber_id], deadline_s)
+    if now[owner] != now[subscriber_id]:
+        return False
+    # The living person's shard first: it alone knows which address is in use.
+    calls = [(now[owner], shards.of_subscriber(now[owner]))]
+    calls += [(owner, shards.of_subscriber(owner)), (owner, shards.of_identity(*name))]
+    for id, shard in dict.fromkeys(calls):
+        await shards.execute(shard, ReleaseIdentity(None, id, *name), deadline_s)
+    return True
 
 
 def _checked(person: Person) -> _One:

@@ -468,7 +468,7 @@ def _back(
 def _withdrawn_since(database: Database, id: int, since: datetime) -> tuple[Withdrawn, ...]:
     found = database.rows(
         f"SELECT channel, topic, changed_at FROM consents WHERE {among_ids('subscriber_id', [id])}"
-        " AND status = ? AND changed_at > ? ORDER BY ALL",
+        " AND status = ? AND changed_at >= ? ORDER BY ALL",
         [UNSUBSCRIBED, since],
     )
     return tuple(Withdrawn(*row) for row in found)

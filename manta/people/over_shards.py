@@ -21,14 +21,18 @@ DEADLINE_S = 15.0
 IDS_MAX = 1_000  # of one question
 
 
-class Shards(Protocol):
-    """As much of ``actors.handles.Shards`` as this needs."""
+class Homes(Protocol):
+    """As much of ``actors.handles.Shards`` as it takes to reach one person."""
 
     def of_subscriber(self, subscriber_id: int) -> int: ...
 
-    def of_identity(self, kind: str, value: str) -> int: ...
-
     async def execute(self, shard: int, command: Command, deadline_s: float) -> Any: ...
+
+
+class Shards(Homes, Protocol):
+    """As much of it as this needs."""
+
+    def of_identity(self, kind: str, value: str) -> int: ...
 
     async def execute_on(
         self, shard: int, commands: Sequence[Command], deadline_s: float
@@ -96,7 +100,7 @@ async def living(
 
 
 async def execute_for(
-    shards: Shards,
+    shards: Homes,
     subscriber_id: int,
     command: Callable[[int], Command],
     deadline_s: float = DEADLINE_S,

@@ -108,9 +108,13 @@ def person(
 
 def identities_of(
     database: Database, context: Context, arguments: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """The identities of each of ``subscriber_ids`` by themselves: merges are not followed."""
-    return identities_held(database, list(arguments["subscriber_ids"]))
+) -> dict[str, Any]:
+    """The ``identities`` of ``subscriber_ids`` by themselves, and of whom ids live on as them."""
+    ids = list(arguments["subscriber_ids"])
+    return {
+        "identities": identities_held(database, ids),
+        "merged_from": [from_id for id in ids for from_id in merged_into(database, id)],
+    }
 
 
 def identities_held(database: Database, ids: Sequence[int]) -> list[dict[str, Any]]:

@@ -170,3 +170,74 @@ async def test_who_is_not_there(http):
     assert (await http.get("/v1/subscribers?email=x@y.example")).status_code == 404
     both = await http.get("/v1/subscribers?email=x@y.example&phone=1")
     assert both.status_code == 422
+
+
+async def test_two_subscribers_become_one_and_part_again(http):
+    async def new(**fields: Any) -> str:
+        answer = await http.post("/v1/subscribers", json=fields)
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["id"])
+
+    shown = {}
+    for n in range(4):  # of one shard, and of two
+        ann = await new(email=f"ann{n}@x.example")
+        bob = await new(external_id=f"b-{n}", locale="de", consent={"topic": "news"})
+        before = (await http.get(f"/v1/subscribers/{ann}")).json()
+        merged = await http.post(f"/v1/subscribers/{bob}/merge", json={"into": ann})
+        assert merged.json() == {"id": ann, "merged_from": bob}, merged.text
+        shown = (await http.get(f"/v1/subscribers/{bob}")).json()
+        assert (shown["id"], shown["email"], shown["locale"]) == (ann, f"ann{n}@x.example", "de")
+        assert [each["id"] for each in shown["merged_from"]] == [bob]
+        found = await http.get("/v1/subscribers", params={"external_id": f"b-{n}"})
+        assert found.json() == shown
+        kinds = [(i["kind"], i.get("by_merge_of")) for i in shown["identities"]]
+        assert kinds == [("email", None), ("external_id", bob)]
+        same = await http.post(
+            "/v1/subscribers", json={"email": f"ann{n}@x.example", "external_id": f"b-{n}"}
+        )
+        assert (same.status_code, same.json()["id"]) == (200, ann), same.text
+        by_number = await http.post("/v1/subscribers", json={"external_id": f"b-{n}"})
+        assert by_number.json()["id"] == ann
+        left = await http.post(f"/v1/subscribers/{bob}/unsubscribe", json={})
+        assert left.json()["id"] == ann
+        again = await http.post(f"/v1/subscribers/{ann}/merge", json={"into": bob})
+        assert again.status_code == 409
+        undone = await http.post(f"/v1/subscribers/{bob}/undo-merge")
+        assert undone.json() == {"id": bob, "was_merged_into": ann}, undone.text
+        after = (await http.get(f"/v1/subscribers/{ann}")).json()
+        assert after["locale"] is None and after["merged_from"] == []
+        assert after["identities"] == before["identities"]
+        back = (await http.get(f"/v1/subscribers/{bob}")).json()
+        assert (back["id"], back["locale"]) == (bob, "de")
+        assert {c["status"] for c in back["consents"]} == {"unsubscribed"}
+    assert (await http.post(f"/v1/subscribers/{shown['id']}/undo-merge")).status_code == 404
+
+
+async def test_an_address_change_keeps_the_person_and_the_earlier_address(http):
+    id = (await http.post("/v1/subscribers", json={"email": "old@x.example"})).json()["id"]
+    url = f"/v1/subscribers/{id}/identities"
+    changed = await http.post(url, json={"kind": "email", "value": "New@x.example"})
+    assert changed.json()["email"] == "New@x.example", changed.text
+    assert [i["value"] for i in changed.json()["identities"]] == ["new@x.example", "old@x.example"]
+    phone = await http.post(url, json={"kind": "phone", "value": "+41 1"})
+    assert len(phone.json()["identities"]) == 3
+    other = (await http.post("/v1/subscribers", json={"email": "other@x.example"})).json()["id"]
+    taken = await http.post(
+        f"/v1/subscribers/{other}/identities", json={"kind": "phone", "value": "+41 1"}
+    )
+    assert taken.status_code == 409
+    for value, status in (("new@x.example", 409), ("old@x.example", 200), ("old@x.example", 404)):
+        assert (await http.delete(f"{url}/email/{value}")).status_code == status
+    freed = await http.post("/v1/subscribers", json={"email": "old@x.example"})
+    assert freed.status_code == 201
+
+
+async def test_a_visitor_is_named_by_an_anonymous_id(http):
+    made = await http.post("/v1/subscribers", json={"anonymous_id": "a-1", "phone": "+41 2"})
+    assert made.status_code == 201, made.text
+    same = await http.post("/v1/subscribers", json={"anonymous_id": "a-1", "locale": "fr"})
+    assert same.json() == {"id": made.json()["id"], "status": "updated"}
+    found = await http.get("/v1/subscribers", params={"phone": "+41 2"})
+    assert (found.json()["id"], found.json()["locale"]) == (made.json()["id"], "fr")
+    nobody = await http.post("/v1/subscribers", json={"phone": "+41 2"})
+    assert nobody.status_code == 422 or nobody.status_code == 400

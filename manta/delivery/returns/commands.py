@@ -294,6 +294,8 @@ class _Message:
 
 def _message(database: Database, ref: MessageRef, recipient: str, now: datetime) -> _Message:
     person = _living(database, ref[0])
+    moved_to = living(database, ref[0])
+    holder = moved_to if person is None and moved_to != ref[0] else person
     rows = database.table(
         "SELECT send_to, changed_at, kind, campaign_id, state, coalesce(source, '') AS source,"
         " coalesce(provider, '') AS provider, bounced_at, bounce_class FROM ledger"
@@ -303,11 +305,11 @@ def _message(database: Database, ref: MessageRef, recipient: str, now: datetime)
     if not rows:
         sent = Sent(*ref, person, now, None, recipient)
         theirs = bool(recipient) and addresses_of(database, [sent]) == [compared(EMAIL, recipient)]
-        return _Message(sent, person, person, is_theirs=theirs)
+        return _Message(sent, person, holder, is_theirs=theirs)
     (row,) = rows
     sent = Sent(*ref, person, row.pop("changed_at") or now, row.pop("send_to"), recipient)
     domain = _sending_domain(database, row["campaign_id"])
-    return _Message(sent, person, person, is_known=True, sending_domain=domain, **row)
+    return _Message(sent, person, holder, is_known=True, sending_domain=domain, **row)
 
 
 def _of_address(database: Database, given: str, at: datetime) -> tuple[_Message, str]:
@@ -387,13 +389,15 @@ def _event(
     context: Context,
     event_id: int,
 ) -> list[Change]:
-    """A test is no part of what its person has got, and who is gone has no history."""
-    if message.person is None or message.kind == Kind.TEST:
+    """A test is no part of what its person has got, and who is gone has no history. What concerns
+    somebody who lives on in another shard is kept here under the name that it came by."""
+    whose = message.person or (message.ref[0] if message.holder is not None else NOBODY)
+    if whose == NOBODY or message.kind == Kind.TEST:
         return []
     rows = rows_of(
         "events",
         1,
-        subscriber_id=message.person,
+        subscriber_id=whose,
         occurred_at=_at(command.occurred_at, context),
         type=kind,
         event_id=pa.array([event_id], pa.int64()),

@@ -22,6 +22,7 @@ from manta.delivery.returns.commands import (
     Returned,
     Suppressed,
 )
+from manta.people.aliases import HOPS_MAX
 from manta.people.consents import address_kind
 from manta.people.identities import EMAIL, compared
 from manta.people.suppressions import LiftSuppression, Suppress, SuppressionChanged
@@ -43,18 +44,22 @@ async def report(shards: Shards, command: Report, deadline_s: float) -> Returned
     """Record a bounce or a complaint wherever it concerns anybody."""
     if isinstance(command, RecordBounce | RecordComplaint):
         home = shards.of_subscriber(command.ref[0])
-        returned: Returned = await shards.execute(home, command, deadline_s)
-        visited = {home}
     else:
-        first = shards.of_identity(EMAIL, compared(EMAIL, command.address))
-        returned = await shards.execute(first, command, deadline_s)
-        visited = {first}
-        if returned.person is not None and shards.of_subscriber(returned.person) not in visited:
-            home = shards.of_subscriber(returned.person)
-            there: Returned = await shards.execute(home, command, deadline_s)
-            visited.add(home)
-            counted = returned.counted or there.counted
-            returned = Returned(counted, returned.person, there.suppressed or returned.suppressed)
+        home = shards.of_identity(EMAIL, compared(EMAIL, command.address))
+    returned: Returned = await shards.execute(home, command, deadline_s)
+    visited = {home}
+    # The person may live elsewhere, and by a merge live on in yet another shard.
+    for _ in range(HOPS_MAX + 1):
+        if returned.person is None or shards.of_subscriber(returned.person) in visited:
+            break
+        home = shards.of_subscriber(returned.person)
+        there: Returned = await shards.execute(home, command, deadline_s)
+        visited.add(home)
+        returned = Returned(
+            returned.counted or there.counted,
+            there.person or returned.person,
+            there.suppressed or returned.suppressed,
+        )
     if returned.suppressed is not None:
         await _spread(shards, returned.suppressed, command, visited, deadline_s)
     return returned
