@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from random import Random, SystemRandom
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from manta.settings import Settings
 from manta.store.documents import Documents
 from manta.store.journal import Journal
 from manta.store.objects import ObjectStore, open_objects
+from manta.store.secrets import PRIVACY, RECEIPTS, workspace_secret
 
 if TYPE_CHECKING:
     from actors.bursts import Connect, Connection
@@ -89,6 +91,10 @@ def _attempt_entries(settings: Settings, sender: str) -> Journal:
     return Journal(_objects(settings), prefix, sender, os.urandom(16), SystemClock())
 
 
+def _secret(settings: Settings, name: str) -> bytes:
+    return workspace_secret(_objects(settings), settings.workspace, name, os.urandom)
+
+
 def _objects(settings: Settings) -> ObjectStore:
     return open_objects(settings.root)
 
@@ -105,6 +111,7 @@ def build_catalog(settings: Settings) -> Catalog:
         settings.workspace,
         settings.shards,
         Distributor(Caller(settings.workspace), clock, SystemRandom()),
+        lambda: _secret(settings, RECEIPTS),
     )
 
 
@@ -201,12 +208,16 @@ async def build_courier(settings: Settings) -> Courier:
 
 
 def build_shard(settings: Settings, shard: int) -> ShardActor:
+    from actors.erasing import ErasureHook, around
     from actors.shard import ShardActor, ShardActorSettings
     from manta.delivery import queries as delivery_queries
     from manta.delivery.hooks import HookSettings, delivery_hooks
     from manta.events import queries as event_queries
     from manta.ingestion import quarantine
     from manta.people import queries as people_queries
+    from manta.people.sunset import SunsetDeriver
+    from manta.privacy import queries as privacy_queries
+    from manta.privacy.hashes import SETTING as PRIVACY_KEY
     from manta.rules import queries as rule_queries
     from manta.segments import queries as segment_queries
     from manta.segments.notes import Notes
@@ -214,7 +225,6 @@ def build_shard(settings: Settings, shard: int) -> ShardActor:
     from manta.store.settings import ShardSettings
     from manta.store.shard import ShardStore
     from manta.webhooks import queries as webhook_queries
-    from manta.people.sunset import SunsetDeriver
     from manta.webhooks.deriving import OutboxDeriver
     from manta.webhooks.hooks import DeliveriesHook
 
@@ -234,6 +244,7 @@ def build_shard(settings: Settings, shard: int) -> ShardActor:
     notes = Notes(clock)
 
     def open_store() -> ShardStore:
+        domain = {**shard_settings.domain, PRIVACY_KEY: _secret(settings, PRIVACY)}
         return ShardStore(
             objects,
             settings.workspace,
@@ -241,10 +252,11 @@ def build_shard(settings: Settings, shard: int) -> ShardActor:
             os.urandom(16),
             clock,
             SystemRandom(),
-            shard_settings,
+            replace(shard_settings, domain=domain),
             (
                 *delivery_hooks(clock, HookSettings(lease_deadline_s=settings.lease_deadline_s)),
                 DeliveriesHook(clock),
+                ErasureHook(),
             ),
             (SunsetDeriver(), OutboxDeriver()),
             watch=notes.add,
@@ -258,6 +270,7 @@ def build_shard(settings: Settings, shard: int) -> ShardActor:
         quarantine.QUERIES,
         delivery_queries.QUERIES,
         webhook_queries.QUERIES,
+        privacy_queries.QUERIES,
     )
     gap_s = S3_APPEND_GAP_S if settings.root.startswith("s3://") else 0.0
     return ShardActor(
@@ -268,6 +281,7 @@ def build_shard(settings: Settings, shard: int) -> ShardActor:
         queries,
         ShardActorSettings(append_gap_s=gap_s),
         notes,
+        around(partial(_find, settings), objects),
     )
 
 

@@ -23,6 +23,8 @@ from manta.delivery.domains import keys as domains
 from manta.delivery.domains.authentication import Finding
 from manta.errors import NotReady
 from manta.ids import even_ranges
+from manta.privacy import requests as erasures
+from manta.privacy.receipts import public_key
 from manta.rules.scope import touches
 from manta.segments import definition as segments
 from manta.store.documents import Documents
@@ -39,8 +41,10 @@ class Catalog(JournaledActor):
         workspace: str,
         shards: int,
         distributor: Distributor | None = None,
+        receipt_seed: Callable[[], bytes] | None = None,
     ) -> None:
         super().__init__(documents, exit_process)
+        self._receipt_seed = receipt_seed
         self._clock = clock
         self._workspace = workspace
         self._shards = shards
@@ -162,6 +166,37 @@ class Catalog(JournaledActor):
             return definitions.add_token_key(self._documents, id, key, self._clock.now())
 
         await self.decide(decide)
+
+    # -- erasures ----------------------------------------------------------------------------------
+
+    async def erasure_begun(self, request_id: str, person: str) -> dict[str, Any]:
+        """Every shard has erased the person from its state."""
+        now = self._clock.now
+        return dict(
+            await self.decide(lambda: erasures.begun(self._documents, request_id, person, now()))
+        )
+
+    async def erasure_reported(
+        self, request_id: str, shard: int, report: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """A shard is done with a request; when all are, its receipt is signed."""
+        seed, count = await self._seed(), len(await self.shard_table())
+
+        def decide() -> Defined:
+            return erasures.reported(
+                self._documents, request_id, shard, report, count, seed, self._clock.now()
+            )
+
+        return dict(await self.decide(decide))
+
+    async def receipt_key(self) -> str:
+        """The public key of receipts, in base64."""
+        return public_key(await self._seed())
+
+    async def _seed(self) -> bytes:
+        if self._receipt_seed is None:
+            raise NotReady("this Catalog has no key for receipts")
+        return await self._in_thread(self._receipt_seed)
 
     # -- sending domains ---------------------------------------------------------------------------
 

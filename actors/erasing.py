@@ -20,6 +20,8 @@ from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+import pyarrow as pa
+
 from actors.handles import Handles
 from manta.clock import Clock
 from manta.command import Command, Context, Database, Push
@@ -30,6 +32,7 @@ from manta.privacy.names import Name, pattern
 from manta.privacy.queries import erasures
 from manta.store import erasure
 from manta.store.erasure import READERS_HAVE, REWRITE_AFTER, Report
+from manta.store.lake import person_page
 from manta.store.objects import ObjectStore
 from manta.store.shard import ShardStore, Stopped
 
@@ -140,6 +143,20 @@ class Erasing:
             "report": erasure.reports_of(manifest).get(request),
             "error": self.error,
         }
+
+    async def page(self, table: str, people: Sequence[int], after: int, limit: int) -> pa.Table:
+        """Rows of the lake about the people, the next ``limit`` after so many, by time; with the
+        first page all that was committed until now is brought to the lake."""
+        if after == 0:
+            async with self._maintaining():
+                await self._in(self._threads.maintenance, self._store.maintain)
+                await self._in(self._threads.writer, lambda: self._store.freeze(even_if_early=True))
+                await self._in(self._threads.maintenance, self._store.maintain)
+        store, manifest = self._store, self._store.maintenance.manifest
+        return await self._in(
+            self._threads.readers,
+            lambda: person_page(store.objects, manifest, table, people, after, limit),
+        )
 
     async def _patiently(self, step: Callable[[], Awaitable[None]]) -> None:
         while True:

@@ -161,6 +161,27 @@ class Shards:
             )
         )
 
+    async def call_all(
+        self, method: str, *arguments: Any, deadline_s: float = DEADLINE_S
+    ) -> list[Any]:
+        """A method of every shard's actor, in shard order, tried again while a shard is away."""
+        actors = [
+            Singleton(self._calls, shard_role(shard), self._clock, self._random)
+            for shard in range(self.count)
+        ]
+        return list(
+            await asyncio.gather(
+                *(actor.call(method, *arguments, deadline_s=deadline_s) for actor in actors)
+            )
+        )
+
+    async def call(
+        self, shard: int, method: str, *arguments: Any, deadline_s: float = DEADLINE_S
+    ) -> Any:
+        """A method of one shard's actor."""
+        actor = Singleton(self._calls, shard_role(shard), self._clock, self._random)
+        return await actor.call(method, *arguments, deadline_s=deadline_s)
+
     async def status(self) -> list[dict[str, Any]]:
         """Each shard's status, or why it does not answer."""
 

@@ -26,6 +26,8 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 
+import pyarrow as pa
+
 from actors.erasing import Around, Erasing, Threads
 from actors.evaluating import Evaluating, EvaluatingSettings
 from manta.clock import Clock, as_text
@@ -297,6 +299,14 @@ class ShardActor:
         self._ready()
         assert self._erasing is not None
         return await self._erasing.report(request)
+
+    async def person_page(
+        self, table: str, people: Sequence[int], after: int, limit: int
+    ) -> pa.Table:
+        """Rows of the lake about these people, of all times (``actors.erasing``)."""
+        self._ready()
+        assert self._erasing is not None
+        return await self._erasing.page(table, people, after, limit)
 
     async def status(self) -> dict[str, Any]:
         """What operators and metrics want to know; always answers."""

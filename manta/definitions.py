@@ -34,6 +34,8 @@ SCOPES = (
     "delivery:write",
     "webhooks:read",
     "webhooks:write",
+    "privacy:read",  # everything about a person, as one file
+    "privacy:write",  # erasure
     "keys:write",
 )
 TEMPLATE_FIELDS = (

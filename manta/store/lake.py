@@ -96,6 +96,25 @@ def shard_of(path: str) -> int:
     return int(found.group(1))
 
 
+def person_page(
+    objects: ObjectStore,
+    manifest: Manifest,
+    table: str,
+    people: Sequence[int],
+    after: int,
+    limit: int,
+) -> pa.Table:
+    """Events or ledger rows of these people in one shard's files, with the history: the next
+    ``limit`` after so many, by time."""
+    order = {"events": "occurred_at, event_id", "ledger": "planned_at, message_key"}[table]
+    with of_manifests(objects, [manifest], threads=1) as connection:
+        return connection.sql(
+            f"SELECT * FROM {table} WHERE subscriber_id IN (SELECT unnest(?::BIGINT[]))"
+            f" ORDER BY {order} LIMIT ? OFFSET ?",
+            params=[[int(id) for id in people], int(limit), int(after)],
+        ).to_arrow_table()
+
+
 def manifests(objects: ObjectStore, workspace: str = "default") -> dict[int, Manifest]:
     """The newest manifest of each shard of a workspace; a shard that never flushed has none."""
     paths = objects.list(f"{workspace}/manifest/")

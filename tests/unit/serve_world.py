@@ -23,9 +23,11 @@ from manta.events import queries as event_queries
 from manta.ids import even_ranges
 from manta.ingestion import quarantine
 from manta.people import queries as people_queries
+from manta.privacy import queries as privacy_queries
 from manta.rules import queries as rule_queries
 from manta.store.documents import Documents
 from manta.store.queries import Queries
+from manta.store.settings import ShardSettings
 from manta.store.shard import ShardStore
 from manta.webhooks import queries as webhook_queries
 from manta.webhooks.deriving import OutboxDeriver
@@ -81,7 +83,9 @@ class House:
         )
         distributor = Distributor(self.calls, self.clock, self.random) if self.webhooks else None
         self.calls.delivers = self.webhooks
-        catalog = Catalog(documents, self._end, self.clock, "default", SHARDS, distributor)
+        catalog = Catalog(
+            documents, self._end, self.clock, "default", SHARDS, distributor, lambda: b"r" * 32
+        )
         self.calls.roles["catalog"] = catalog
         await catalog.start()
         queries = Queries(
@@ -91,6 +95,7 @@ class House:
             quarantine.QUERIES,
             delivery_queries.QUERIES,
             webhook_queries.QUERIES,
+            privacy_queries.QUERIES,
         )
         for n in range(SHARDS):
 
@@ -103,6 +108,7 @@ class House:
                     nonce,
                     self.clock,
                     Random(shard),
+                    ShardSettings(domain={"privacy_key": b"p" * 32}),
                     hooks=(DeliveriesHook(self.clock),) if self.webhooks else (),
                     derivers=(OutboxDeriver(),) if self.webhooks else (),
                 )
