@@ -19,6 +19,7 @@ from manta.cli import (
     delivery,
     domains,
     people,
+    privacy,
     segments,
     shaping,
     suppressions,
@@ -68,6 +69,7 @@ app.command("status", help="What runs, and how it is.")(cluster.status)
 app.command("demo", help="See it all at work, on this machine alone.")(cluster.demo)
 app.command("import", help="Bring in people from a CSV or Parquet file.")(people.import_file)
 app.command("export", help="Write people to a CSV or Parquet file.")(people.export_file)
+app.add_typer(privacy.app, name="privacy", help="Erasure with a receipt; copies of all data.")
 app.add_typer(segments.app, name="segment", help="Audiences: rules about people.")
 app.add_typer(suppressions.app, name="suppression", help="Addresses to which nothing is sent.")
 app.add_typer(templates.app, name="template", help="What mails say.")

@@ -80,6 +80,8 @@ class Client:
         consent: tuple[str, str, str] | None = NEWSLETTER,
         rejects: str | PathLike[str] | None = None,
         progress: Callable[[int, float], None] | None = None,
+        words: Mapping[str, str] | None = None,
+        announce: Callable[[list[str]], None] | None = None,
     ) -> ImportSummary:
         """Create or change the people of a CSV or Parquet file or of a table.
 
@@ -88,10 +90,17 @@ class Client:
         ``consent`` is (channel, topic, status) for all of them, or ``None``; it never overrides
         an unsubscription. Rows that do not fit go to the CSV file ``rejects`` with line and reason.
         ``progress(rows, part)`` is called as the work goes on, ``part`` from 0 to 1.
+
+        What the file says of consent is read from it, and ``announce`` is told in sentences before
+        anything is written: who has unsubscribed, bounced or complained elsewhere is suppressed,
+        and ``consent`` goes to those alone whom the file says to be subscribed, or of whom it says
+        nothing. ``words`` are your meanings of its words, as ``{"enabled": "subscribed"}``.
         """
         from manta.client.people import import_people
 
-        return import_people(self._http, people, mapping, consent, rejects, progress)
+        return import_people(
+            self._http, people, mapping, consent, rejects, progress, words, announce
+        )
 
     @overload
     def export(
@@ -385,6 +394,79 @@ class Client:
     def remove_domain(self, domain: str) -> None:
         self._http.send("DELETE", f"/domains/{_host(domain)}")
 
+    # -- outgoing webhooks -------------------------------------------------------------------------
+
+    def webhooks(self) -> list[Document]:
+        """The endpoints, newest first."""
+        return list(self._http.pages("/webhooks"))
+
+    def create_webhook(
+        self, url: str, types: Iterable[str], *, description: str = "", ordered: bool = False
+    ) -> Document:
+        """An endpoint that is told of these types; ``secret`` is in this answer alone."""
+        body = {"url": url, "types": list(types), "description": description, "ordered": ordered}
+        return _document(self._http.post("/webhooks", body))
+
+    def webhook(self, id: int) -> Document:
+        return _document(self._http.get(f"/webhooks/{int(id)}"))
+
+    def change_webhook(self, id: int, **fields: Any) -> Document:
+        """``url``, ``types``, ``description``, ``ordered``, ``enabled``: what is given changes."""
+        return _document(self._http.send("PATCH", f"/webhooks/{int(id)}", fields))
+
+    def rotate_webhook(self, id: int, old_secret_hours: float = 24.0) -> Document:
+        """A new ``secret``, in this answer alone; the old one signs as well for a while."""
+        body = {"old_secret_hours": old_secret_hours}
+        return _document(self._http.post(f"/webhooks/{int(id)}/rotate", body))
+
+    def delete_webhook(self, id: int) -> None:
+        self._http.send("DELETE", f"/webhooks/{int(id)}")
+
+    def test_webhook(self, id: int) -> Document:
+        """Send a test now: ``delivered``, ``status``, ``answer``."""
+        return _document(self._http.post(f"/webhooks/{int(id)}/test"))
+
+    def webhook_deliveries(self, id: int, state: str | None = None) -> Iterator[Document]:
+        """The log of an endpoint, newest first."""
+        return self._http.pages(f"/webhooks/{int(id)}/deliveries", state=state)
+
+    def replay_webhooks(
+        self,
+        id: int,
+        ids: Iterable[str] = (),
+        *,
+        since: str | None = None,
+        until: str | None = None,
+        delivered: bool = False,
+    ) -> int:
+        """Send again, under the same ids: these, or all of a time that failed or were discarded (or
+        delivered). Answers how many."""
+        states = ["failed", "discarded", *(["delivered"] if delivered else [])]
+        body = {"ids": list(ids), "since": since, "until": until, "states": states}
+        return self._all_of(f"/webhooks/{int(id)}/replay", body, "replayed")
+
+    def discard_webhooks(
+        self,
+        id: int,
+        ids: Iterable[str] = (),
+        *,
+        since: str | None = None,
+        until: str | None = None,
+        why: str = "",
+    ) -> int:
+        """What waits is not sent: these, or all of a time. Answers how many."""
+        body = {"ids": list(ids), "since": since, "until": until, "why": why}
+        return self._all_of(f"/webhooks/{int(id)}/discard", body, "discarded")
+
+    def _all_of(self, path: str, body: Document, name: str) -> int:
+        """The API takes a part at a time; what was taken is not taken again."""
+        count = 0
+        while True:
+            answer = self._http.post(path, body)
+            count += answer[name]
+            if not answer["more"]:
+                return count
+
     # -- delivery ----------------------------------------------------------------------------------
 
     def delivery(self) -> Document:
@@ -446,6 +528,38 @@ class Client:
     def set_shaping(self, text: str) -> Document:
         """Lay a shaping file (docs/shaping.md) over the one that comes with Manta, at once."""
         return _document(self._http.put("/delivery/shaping", {"text": text}))
+
+    # -- privacy -----------------------------------------------------------------------------------
+
+    def erase(self, *, now: bool = False, **named: str) -> Document:
+        """Erase a person, named by ``subscriber_id`` or one identity; the request and its state."""
+        return _document(self._http.post("/privacy/erasures", {**named, "now": now}))
+
+    def erasure(self, request: str) -> Document:
+        """A request of erasure: ``erased``, and when it is ``done`` its ``receipt``."""
+        return _document(self._http.get(f"/privacy/erasures/{_segment(request)}"))
+
+    def run_erasures(self) -> None:
+        """Rewrite files now, for all requests that wait."""
+        self._http.post("/privacy/erasures/run")
+
+    def receipt_key(self) -> str:
+        """The public key that receipts are checked with, in base64."""
+        return str(self._http.get("/privacy/receipt-key")["public_key"])
+
+    def erased_hashes(self) -> list[Document]:
+        """The keyed hashes of erased addresses, to be kept apart from backups."""
+        return list(self._http.get("/privacy/hashes")["hashes"])
+
+    def apply_erasures(self, hashes: Iterable[Document] = ()) -> list[str]:
+        """After a backup was restored: erase again who was erased since; the new requests."""
+        body = {"hashes": list(hashes)}
+        return list(self._http.post("/privacy/erasures/apply", body)["erased_again"])
+
+    def export_person(self, id: str, file: str | PathLike[str]) -> int:
+        """Write everything about one person to a zip file; its size."""
+        answer = self._http.request("GET", f"/privacy/exports/{_segment(id)}")
+        return int(Path(file).write_bytes(answer.content))
 
     # -- keys --------------------------------------------------------------------------------------
 
