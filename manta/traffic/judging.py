@@ -202,13 +202,14 @@ def _look_up(
         part = concerned[first : first + LOOKED_UP_AT_ONCE]
         rows = database.rows(
             "SELECT subscriber_id, message_key, type, event_id, occurred_at, item, properties,"
-            " human FROM (SELECT unnest(?::BIGINT[]) AS id) n JOIN events ON subscriber_id = n.id",
+            " human, merge_id FROM (SELECT unnest(?::BIGINT[]) AS id) n"
+            " JOIN events ON subscriber_id = n.id",
             [list({person for person, _ in part})],
         )
         names = ("type", "event_id", "occurred_at", "item", "properties", "human")
-        for person, key, *rest in rows:
+        for person, key, *rest, merge_id in rows:
             message = (person, key)
-            if message not in wanted:
+            if message not in wanted or merge_id is not None:  # a copy is about another's mail
                 continue
             row = dict(zip(names, rest, strict=True))
             if row["type"] == "sent":

@@ -41,11 +41,11 @@ OF_REQUESTS = frozenset({"decoy", "head_first", "many_from_one_address", "many_a
 # By shard, instant since when, and the part of so many parts; each person whole and in one part.
 HITS = """
     SELECT e.subscriber_id, e.message_key, e.type, e.event_id, e.occurred_at, e.item,
-        e.properties, e.human
+        e.properties, e.human, e.merge_id
     FROM events e
     WHERE e.shard = $1 AND e.type IN ('sent', 'opened', 'clicked') AND e.message_key IS NOT NULL
         AND e.occurred_at >= $2 AND hash(e.subscriber_id) % $3 = $4
-    ORDER BY e.subscriber_id, e.message_key, e.occurred_at
+    ORDER BY e.subscriber_id, e.message_key, e.merge_id, e.occurred_at
 """
 COUNT = """
     SELECT count(*) FROM events WHERE shard = $1 AND type IN ('sent', 'opened', 'clicked')
@@ -78,14 +78,16 @@ def rejudge(rows: Sequence[Row]) -> Rejudged:
     """The hits that are judged otherwise now. ``rows``: as ``HITS`` gives them."""
     changed: list[dict[str, Any]] = []
     looked_at = 0
-    for _, message in groupby(rows, lambda row: (row["subscriber_id"], row["message_key"])):
+    # What a merge copied is about another's mail, even where the key is the same.
+    names = ("subscriber_id", "message_key", "merge_id")
+    for _, message in groupby(rows, lambda row: [row[name] for name in names]):
         for row, human, signs in _message(list(message)):
             looked_at += 1
             was = row["human"]
             if was is None or abs(was - human) >= DIFFERENCE_MIN:
                 cause = ",".join((f"version:{VERSION}", *signs))
-                names = {"subscriber_id": row["subscriber_id"], "event_id": row["event_id"]}
-                changed.append(names | {"was": was, "human": human, "cause": cause})
+                key = {"subscriber_id": row["subscriber_id"], "event_id": row["event_id"]}
+                changed.append(key | {"was": was, "human": human, "cause": cause})
     machines = [row["human"] < HUMAN_FROM for row in changed]
     before = [row["was"] is not None and row["was"] < HUMAN_FROM for row in changed]
     sides = list(zip(before, machines, strict=True))

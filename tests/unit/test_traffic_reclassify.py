@@ -106,7 +106,7 @@ async def test_live_and_later_judgement_agree() -> None:
 
 def test_an_imported_past_that_names_no_program_stays_unjudged() -> None:
     row = {"subscriber_id": 1, "message_key": 2, "type": "opened", "event_id": 3, "human": None}
-    row |= {"occurred_at": START, "item": None, "properties": None}
+    row |= {"occurred_at": START, "item": None, "properties": None, "merge_id": None}
     assert rejudge([row]).looked_at == 0
     named = rejudge([row | {"properties": '{"user_agent": "curl/8"}'}])
     assert (named.looked_at, named.now_machines) == (1, 1)
