@@ -46,6 +46,7 @@ SPANS = [
     *({"minutes": 30}, {"hours": 1}, {"hours": 24}, {"days": 1}, {"days": 2}, {"days": 30}),
     *({"weeks": 1}, {"days": 364}),
 ]
+STEP_SPANS = [*SPANS, {"minutes": 30}, {"hours": 1}, {"hours": 24}]
 DAYS = ["2024-02-29", "2026-03-28", "2026-03-29", "2026-03-30", "2025-03-29", "2026-02-27"]
 INSTANTS = ["2026-03-29T12:30:00Z", "2026-03-28T23:00:00Z", "2026-03-29T00:00:00Z"]
 ZONES = [None, "UTC", "Europe/Oslo", "Asia/Tokyo", "America/Los_Angeles", "Pacific/Kiritimati", "x"]
@@ -229,8 +230,8 @@ def _steps() -> st.Draw[dict[str, Any]]:
             **({"within": span} if span else {}),
         },
         st.sampled_from(ASKED),
-        st.none() | st.none() | filters(),
-        st.none() | st.sampled_from(SPANS),
+        st.one_of(st.none(), st.none(), st.none(), filters()),
+        st.none() | st.sampled_from(STEP_SPANS),
     )
 
 
@@ -245,8 +246,8 @@ def sequences() -> st.Draw[dict[str, Any]]:
 
     return st.builds(
         build,
-        st.lists(_steps(), min_size=2, max_size=4),
-        st.none() | st.sampled_from(SPANS),
+        st.lists(_steps(), min_size=2, max_size=2) | st.lists(_steps(), min_size=2, max_size=4),
+        st.none() | st.sampled_from(STEP_SPANS),
         st.none() | frames(),
     )
 
@@ -254,11 +255,11 @@ def sequences() -> st.Draw[dict[str, Any]]:
 @cache
 def keyed() -> st.Draw[dict[str, Any]]:
     inside = _groups(st.one_of(_events(), _events(), _event_times(), sequences()), 2)
+    either = _events() | _events().map(lambda one: {"not": one})
     return st.builds(
-        lambda by, event, rule: {"keyed": {"by": by, "rule": {"all": [event, rule]}}},
+        lambda by, rule: {"keyed": {"by": by, "rule": rule}},
         st.sampled_from(KEYED_BY),
-        _events() | _events().map(lambda one: {"not": one}),
-        inside,
+        either | st.builds(lambda event, rule: {"all": [event, rule]}, either, inside),
     )
 
 

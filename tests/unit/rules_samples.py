@@ -90,6 +90,21 @@ def rows() -> st.Draw[tuple[str, EventRow]]:
     return own | message
 
 
+def trails() -> st.Draw[list[tuple[str, EventRow]]]:
+    """An event and others that follow it at the edges of the spans that sequences ask for."""
+
+    def follow(first: tuple[str, EventRow], gaps: list[Any]) -> list[tuple[str, EventRow]]:
+        trail = [first]
+        for type_, gap, tick in gaps:
+            row = trail[-1][1]
+            later = row._replace(occurred_at=row.occurred_at + gap + tick * TICK)
+            trail.append((type_, later))
+        return trail
+
+    gaps = st.tuples(st.sampled_from(TYPES), st.sampled_from(SHIFTS[:5]), st.integers(-1, 1))
+    return st.builds(follow, rows(), st.lists(gaps, max_size=2))
+
+
 def people(subscriber_id: int) -> st.Draw[Person]:
     profile = st.fixed_dictionaries(
         {
@@ -123,7 +138,7 @@ def people(subscriber_id: int) -> st.Draw[Person]:
     return st.builds(
         build,
         profile,
-        st.lists(rows(), max_size=10),
+        st.lists(trails(), max_size=5).map(lambda some: [row for one in some for row in one]),
         st.dictionaries(
             st.tuples(st.just("email"), st.sampled_from(["news", "offers"])),
             st.builds(
