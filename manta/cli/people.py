@@ -30,11 +30,34 @@ def import_file(
     consent: Annotated[
         str, typer.Option(metavar="CHANNEL:TOPIC:STATUS", help="For every row; or none.")
     ] = "email:newsletter:subscribed",
+    word: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--word",
+            metavar="WORD=OUTCOME",
+            help="What a word of the file means: subscribed, none, pending, unsubscribed, "
+            "suppressed, hard_bounce, complaint. Empty: where the file says nothing. Repeatable.",
+        ),
+    ] = None,
+    look: Annotated[
+        bool, typer.Option("--look", help="Say what is recognised, and write nothing.")
+    ] = False,
 ) -> None:
+    """People of a file. What it says of consent is told before anything is written."""
+    words = _words(word or [])
+    if look:
+        from manta.people.platform_exports import described
+        from manta.store.importing import plan_import
+
+        plan = plan_import(file, {}, _mapping(map or []), words)
+        for column in plan.columns:
+            say(f"{column.header} → {column.target}")
+        _tell(described(plan.statuses))
+        return
     given = None if consent == "none" else _consent(consent)
     refused = rejects or file.with_name(f"{file.name}.rejects.csv")
     with door(context).client() as client, _bar(f"Importing {file.name}") as bar:
-        summary = client.import_people(file, _mapping(map or []), given, refused, bar)
+        summary = client.import_people(file, _mapping(map or []), given, refused, bar, words, _tell)
     facts(vars(summary))
     if summary.rejected and refused.exists():
         say(f"Refused rows, with line and reason: {refused}")
@@ -72,6 +95,23 @@ def _consent(text: str) -> tuple[str, str, str]:
             expected="channel:topic:status, or none",
         )
     return channel, topic, status
+
+
+def _tell(sentences: list[str]) -> None:
+    for sentence in sentences:
+        say(sentence)
+
+
+def _words(texts: list[str]) -> dict[str, str]:
+    words = {}
+    for text in texts:
+        word, equals, outcome = text.rpartition("=")
+        if not equals or not outcome:
+            raise InvalidRequest(
+                f"{text!r:.80} says nothing", path="--word", expected="WORD=OUTCOME"
+            )
+        words[word] = outcome
+    return words
 
 
 def _mapping(texts: list[str]) -> dict[str, str]:

@@ -459,13 +459,14 @@ class Client:
         return self._all_of(f"/webhooks/{int(id)}/discard", body, "discarded")
 
     def _all_of(self, path: str, body: Document, name: str) -> int:
-        """The API takes a part at a time; what was taken is not taken again."""
+        """The API takes a part at a time; what was settled since the first is left alone."""
         count = 0
         while True:
             answer = self._http.post(path, body)
-            count += answer[name]
+            count += int(answer[name])
             if not answer["more"]:
                 return count
+            body["settled_before"] = answer["settled_before"]
 
     # -- delivery ----------------------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ from manta.people.delimited import Reject
 from manta.people.identities import EMAIL, EXTERNAL_ID, compared_each
 from manta.people.importer import ImportPlan, cleaned, planned, raw_row, typed_attribute
 from manta.people.importing import ImportSummary
+from manta.people.platform_exports import described, texts_of
 from manta.schema import AttributeType
 from manta.store.importing import (
     Batch,
@@ -46,9 +47,19 @@ BATCH_BYTES = 7 << 20  # the API takes 8 MB
 BATCH_ROWS = 10_000
 IN_FLIGHT = 3
 SAMPLE_ROWS = 1_000
-_COUNTS = ("created", "updated", "unchanged", "duplicates", "repeated", "consented", "withheld")
+_COUNTS = (
+    "created",
+    "updated",
+    "unchanged",
+    "duplicates",
+    "repeated",
+    "consented",
+    "withheld",
+    "suppressed",
+)
 
 Progress = Callable[[int, float], None]
+Announce = Callable[[list[str]], None]
 
 
 # -- in --------------------------------------------------------------------------------------------
@@ -61,6 +72,8 @@ def import_people(
     consent: tuple[str, str, str] | None,
     rejects: str | PathLike[str] | None,
     progress: Progress | None,
+    words: Mapping[str, str] | None = None,
+    announce: Announce | None = None,
 ) -> ImportSummary:
     """See ``Client.import_people``."""
     declared = {
@@ -70,12 +83,14 @@ def import_people(
         path = Path(people)
         if not path.is_file():
             raise InvalidRequest(f"no file {path}", path=str(path), expected="CSV or Parquet")
-        plan = plan_import(path, declared, mapping)
+        plan = plan_import(path, declared, mapping, words)
         batches, whole, source = read_people(path, plan, BATCH_ROWS), size_of(path), path.name
     else:
         table = as_table(people)
-        plan = _plan_table(table, declared, mapping)
+        plan = _plan_table(table, declared, mapping, words)
         batches, whole, source = _table_batches(table, plan), table.num_rows, "table"
+    if announce is not None:
+        announce(described(plan.statuses))
     new = {name: str(kind) for name, kind in plan.attributes.items() if name not in declared}
     if new:
         http.post("/attributes", {"attributes": new})
@@ -244,16 +259,19 @@ def as_table(people: Any) -> pa.Table:
 
 
 def _plan_table(
-    table: pa.Table, declared: Mapping[str, AttributeType], mapping: Mapping[str, str] | None
+    table: pa.Table,
+    declared: Mapping[str, AttributeType],
+    mapping: Mapping[str, str] | None,
+    words: Mapping[str, str] | None,
 ) -> ImportPlan:
     first = table.slice(0, SAMPLE_ROWS)
     samples: list[list[str | None]] = []
     types: list[AttributeType | None] = []
     for column in first.columns:
         text = _is_text(column.type)
-        samples.append(column.cast(pa.string()).to_pylist() if text else [])
+        samples.append(texts_of(column).to_pylist())
         types.append(AttributeType.STRING if text else typed_attribute(column.type))
-    return planned(table.column_names, samples, declared, mapping, True, types)
+    return planned(table.column_names, samples, declared, mapping, True, types, words=words)
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -6,6 +6,9 @@ column by column, and is fixed before the first row is taken, so that all rows a
 ``cleaned`` then turns columns of text (or of a Parquet file's types) into rows for
 ``UpsertPeople``; a row with anything wrong in it is refused whole, with its line and the reason,
 so that it can be mended and imported again.
+
+Where the file says who has unsubscribed (``manta.people.platform_exports``), each row carries its
+outcome in the column ``STATUS``, which the import's driver takes off again.
 """
 
 from __future__ import annotations
@@ -31,9 +34,11 @@ from manta.people.attributes import (
 )
 from manta.people.delimited import Reject
 from manta.people.identities import VALUE_LENGTH_MAX
+from manta.people.platform_exports import StatusPlan, recognise
 from manta.schema import ATTRIBUTE_NAME, ATTRIBUTE_PREFIX, ATTRIBUTES_MAX, AttributeType
 
 SKIP = "skip"
+STATUS = "consent_status"
 FIXED = ("email", "external_id", "time_zone", "locale")
 # Headers, as attribute names, by which a fixed column is known; the first in the file gets it.
 KNOWN_HEADERS = {
@@ -68,10 +73,12 @@ class PlannedColumn:
 
 @dataclass(frozen=True)
 class ImportPlan:
-    """What the columns of a file mean. ``has_header``: the first row names the columns."""
+    """What the columns of a file mean. ``has_header``: the first row names the columns;
+    ``statuses``: what it says of consent."""
 
     columns: tuple[PlannedColumn, ...]
     has_header: bool = True
+    statuses: StatusPlan | None = None
 
     @property
     def attributes(self) -> dict[str, AttributeType]:
@@ -103,8 +110,11 @@ def planned(
     overrides: Mapping[str, str] | None = None,
     has_header: bool = True,
     own_types: Sequence[AttributeType | None] | None = None,
+    file_name: str = "",
+    words: Mapping[str, str] | None = None,
 ) -> ImportPlan:
-    """The plan for columns with these headers and first values.
+    """The plan for columns with these headers and first values. ``file_name`` and ``words`` as in
+    ``platform_exports.recognise``.
 
     ``overrides``: header → ``email``, ``external_id``, ``time_zone``, ``locale``, ``skip``, or the
     name of an attribute, if wanted with ``:type``. A declared attribute keeps its type; else the
@@ -120,6 +130,13 @@ def planned(
                 path=f"mapping.{header:.80}",
                 expected=", ".join(repr(h) for h in headers)[:500],
             )
+    statuses = None
+    if EXPORTED[0] not in headers:  # what was exported from here says nothing about consent
+        statuses, theirs = recognise(headers, samples, file_name, words, overrides)
+        wanted = {_wanted_target(target) for target in overrides.values()}
+        for header, target in theirs.items():
+            if target == SKIP or target not in wanted:
+                overrides.setdefault(header, target)
     targets = _targets(headers, samples, overrides)
     columns = []
     for place, (header, target) in enumerate(zip(headers, targets, strict=True)):
@@ -129,7 +146,7 @@ def planned(
             typed = typed or (own_types[place] if own_types else None) or ""
             kind = _type(name.removeprefix(ATTRIBUTE_PREFIX), typed, declared, samples[place])
         columns.append(PlannedColumn(header, place, name, kind))
-    plan = ImportPlan(tuple(columns), has_header)
+    plan = ImportPlan(tuple(columns), has_header, statuses)
     _check_plan(plan)
     return plan
 
@@ -251,6 +268,8 @@ def cleaned(plan: ImportPlan, columns: Sequence[pa.Array], lines: Sequence[int])
         for place, reason in wrong.items():
             reasons.setdefault(place, f"{column.header}: {reason}")
     _check_named(made, reasons, len(lines))
+    if plan.statuses is not None:
+        made[STATUS] = plan.statuses.outcomes(columns, len(lines))
     rows = pa.table(made)
     if not reasons:
         return Cleaned(rows, list(lines), [])

@@ -7,13 +7,17 @@ file and plan give the same parts, so a run that broke off may begin anew and re
 shard at most ``window`` parts are on the way. What the answers leave over is
 followed up: people who have moved to another shard, and external ids beside addresses, which are
 claimed in their own shards. Whatever cannot be done is a reject with the line of its row.
+
+Rows may carry an outcome (``importer.STATUS``): then each part has rows of one, and the consent
+that goes with it. Addresses that are not to be mailed are suppressed before the people of their
+batch are written, so that no consent comes first.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,8 +36,18 @@ from manta.people.claims import (
     SettleClaims,
     TakeIdentities,
 )
+from manta.people.consents import SUBSCRIBED_TO, UNSUBSCRIBED, WAITING
 from manta.people.delimited import Reject
-from manta.people.identities import EXTERNAL_ID, buckets_of_rows, compared, shards_of_buckets
+from manta.people.identities import (
+    EMAIL,
+    EXTERNAL_ID,
+    buckets_of_rows,
+    compared,
+    shards_of_buckets,
+)
+from manta.people.importer import STATUS
+from manta.people.platform_exports import AS_GIVEN, OUTCOMES, SUPPRESSING
+from manta.people.suppressions import GRAVITY, MANUAL, MANY_MAX, Row, SuppressMany
 from manta.people.upsert import Consent, Upserted, UpsertPeople
 
 WINDOW = 2  # parts on the way per shard: one at work, one waiting
@@ -64,6 +78,11 @@ class ImportBatch(Protocol):
     def bytes_read(self) -> int: ...
 
 
+_Place = tuple[int, str]  # shard and outcome
+_ORDER = {outcome: rank for rank, outcome in enumerate(OUTCOMES, 1)}
+# What the topic's consent becomes for rows with this outcome; the others get none.
+_STATUS_OF = {"subscribed": SUBSCRIBED_TO, "pending": WAITING, "unsubscribed": UNSUBSCRIBED}
+
 Lines = np.ndarray[Any, np.dtype[np.int64]]
 Submit = Callable[[int, Command], Pending]
 Progress = Callable[[int, int], None]  # rows and bytes read so far
@@ -86,6 +105,7 @@ class ImportSummary:
     rejected: int = 0
     consented: int = 0
     withheld: int = 0  # consents not given: unsubscribed, waiting, or suppressed
+    suppressed: int = 0  # addresses that are suppressed now because the file says so
 
 
 @dataclass
@@ -96,6 +116,7 @@ class _Part:
     rows: pa.Table
     lines: Lines
     key: str
+    consent: Consent | None
     pending: Pending | None = None
 
 
@@ -108,9 +129,10 @@ class _Run:
     consent: Consent | None
     reject: Callable[[list[Reject]], None]
     summary: ImportSummary = field(default_factory=ImportSummary)
+    stops: dict[int, list[Row]] = field(default_factory=dict)
 
     def send(self, part: _Part) -> _Part:
-        command = UpsertPeople(part.key, part.rows, self.source, self.consent)
+        command = UpsertPeople(part.key, part.rows, self.source, part.consent)
         part.pending = self.submit(part.shard, command)
         return part
 
@@ -121,7 +143,7 @@ class _Run:
         if isinstance(answer, Repeated) and "external_id" in part.rows.column_names:
             # The earlier run may have ended before its claims: ask once more what is left to do.
             answer = self.submit(
-                part.shard, UpsertPeople(None, part.rows, self.source, self.consent)
+                part.shard, UpsertPeople(None, part.rows, self.source, part.consent)
             ).result()
         if isinstance(answer, Repeated):
             self.summary.repeated += part.rows.num_rows
@@ -135,6 +157,60 @@ class _Run:
             self._forward(part, answer.elsewhere)
         if answer.claims is not None:
             self._claim(part, answer.claims, answer.ids)
+
+    def suppress(self, batch: ImportBatch) -> None:
+        """Suppress the addresses of a batch that are not to be mailed, in the shards of the
+        addresses and in those of the people who have them."""
+        if STATUS not in batch.rows.column_names or EMAIL not in batch.rows.column_names:
+            return
+        stops: dict[str, Row] = {}
+        rows = zip(batch.rows[EMAIL].to_pylist(), batch.rows[STATUS].to_pylist(), strict=True)
+        for email, outcome in rows:
+            if email is not None and outcome in SUPPRESSING:
+                address = compared(EMAIL, email)
+                stop = Row(address, SUPPRESSING[outcome], self.source, "the file says so")
+                known = stops.get(address)
+                if known is None or _gravity(stop) > _gravity(known):
+                    stops[address] = stop
+        for address, shard in zip(stops, self._shards_of(list(stops)), strict=True):
+            self.stops.setdefault(shard, []).append(stops[address])
+        for shard in sorted(self.stops):
+            self._suppress_at(shard)
+
+    def _shards_of(self, addresses: list[str]) -> list[int]:
+        if not addresses:
+            return []
+        buckets = buckets_of_identities(EMAIL, addresses)
+        shards: list[int] = shards_of_buckets(buckets, self.first_buckets).tolist()
+        return shards
+
+    def _suppress_at(self, shard: int) -> None:
+        rows = self.stops.pop(shard)
+        for start in range(0, len(rows), MANY_MAX):
+            part = tuple(rows[start : start + MANY_MAX])
+            answer = self.submit(shard, SuppressMany(None, part)).result()
+            self.summary.suppressed += answer.changed
+            homes: dict[int, list[Row]] = {}
+            holders = dict(answer.holders)
+            for row in part:
+                if row.address in holders:
+                    bucket = bucket_of_subscriber(holders[row.address])
+                    home = shard_of_bucket(bucket, self.first_buckets)
+                    homes.setdefault(home, []).append(row)
+            for home, held in homes.items():
+                if home != shard:
+                    self.submit(home, SuppressMany(None, tuple(held))).result()
+
+    def consent_of(self, outcome: str) -> Consent | None:
+        """The consent that rows with this outcome get; ``AS_GIVEN`` is the operator's word."""
+        given = self.consent
+        if given is None or outcome == AS_GIVEN or given.status == UNSUBSCRIBED:
+            return given
+        status = _STATUS_OF.get(outcome)
+        if status is None or (status == SUBSCRIBED_TO and given.status != SUBSCRIBED_TO):
+            return None if status is None else given
+        proof = {"method": "import", "form": self.source, "status": outcome}
+        return replace(given, status=status, proof=proof)
 
     def _refuse(self, part: _Part, places: Sequence[int], reason: str) -> None:
         self.summary.rejected += len(places)
@@ -152,7 +228,9 @@ class _Run:
                 "subscriber_id", pa.array([person for _, person in held], pa.int64())
             )
             lines = part.lines[places.to_numpy()]
-            self.settle(self.send(_Part(shard, rows, lines, f"{part.key}-at-{shard}")))
+            self.settle(
+                self.send(_Part(shard, rows, lines, f"{part.key}-at-{shard}", part.consent))
+            )
 
     def _claim(self, part: _Part, claims: pa.Table, ids: pa.Array) -> None:
         """Claim external ids for the people of one batch, as ``manta.people.claims`` tells."""
@@ -246,11 +324,12 @@ def import_people(
             run.settle(waiting.popleft())
         waiting.append(run.send(part))
 
-    gathered = _Gathered(key, first_buckets)
+    gathered = _Gathered(key, first_buckets, run.consent_of)
     for batch in batches:
         summary.rows += batch.rows.num_rows + len(batch.rejects)
         summary.rejected += len(batch.rejects)
         reject(batch.rejects)
+        run.suppress(batch)
         for part in gathered.add(batch):
             send(part)
         progress(summary.rows, batch.bytes_read)
@@ -263,41 +342,71 @@ def import_people(
 
 
 class _Gathered:
-    """Rows by shard until there are enough of them for a command."""
+    """Rows by shard and outcome until there are enough of them for a command."""
 
-    def __init__(self, key: str, first_buckets: Sequence[int]) -> None:
-        self._key, self._first_buckets = key, first_buckets
-        self._held: dict[int, list[tuple[pa.Table, Lines]]] = {}
-        self._rows: dict[int, int] = {}
-        self._sent: dict[int, int] = {}
+    def __init__(
+        self,
+        key: str,
+        first_buckets: Sequence[int],
+        consent_of: Callable[[str], Consent | None],
+    ) -> None:
+        self._key, self._first_buckets, self._consent_of = key, first_buckets, consent_of
+        self._held: dict[_Place, list[tuple[pa.Table, Lines]]] = {}
+        self._rows: dict[_Place, int] = {}
+        self._sent: dict[_Place, int] = {}
 
     def add(self, batch: ImportBatch) -> Iterable[_Part]:
         """Take a batch in; the parts that are full now."""
-        if batch.rows.num_rows == 0:
-            return
-        shards = shards_of_buckets(buckets_of_rows(batch.rows), self._first_buckets)
         lines = np.asarray(batch.lines)
-        for shard in np.unique(shards).tolist():
-            chosen = shards == shard
-            rows = batch.rows.filter(pa.array(chosen))
-            self._held.setdefault(shard, []).append((rows, lines[chosen]))
-            self._rows[shard] = self._rows.get(shard, 0) + rows.num_rows
-            if self._rows[shard] >= PART_ROWS:
-                yield self._part(shard)
+        for outcome, rows, chosen in _by_outcome(batch.rows):
+            yield from self._add(outcome, rows, lines[chosen])
         while sum(self._rows.values()) > GATHERED_ROWS_MAX:
-            yield self._part(max(self._rows, key=lambda shard: self._rows[shard]))
+            yield self._part(max(self._rows, key=lambda place: self._rows[place]))
+
+    def _add(self, outcome: str, rows: pa.Table, lines: Lines) -> Iterable[_Part]:
+        shards = shards_of_buckets(buckets_of_rows(rows), self._first_buckets)
+        for shard in np.unique(shards).tolist():
+            chosen, place = shards == shard, (shard, outcome)
+            mine = rows.filter(pa.array(chosen))
+            self._held.setdefault(place, []).append((mine, lines[chosen]))
+            self._rows[place] = self._rows.get(place, 0) + mine.num_rows
+            if self._rows[place] >= PART_ROWS:
+                yield self._part(place)
 
     def rest(self) -> Iterable[_Part]:
-        for shard in sorted(self._held):
-            yield self._part(shard)
+        """What is left, the strictest outcome first: a consent in one row is withheld where
+        another row of the same person refuses it."""
+        for place in sorted(self._held, key=lambda each: (-_ORDER.get(each[1], 0), each)):
+            yield self._part(place)
 
-    def _part(self, shard: int) -> _Part:
-        held = self._held.pop(shard)
-        del self._rows[shard]
-        number = self._sent[shard] = self._sent.get(shard, -1) + 1
+    def _part(self, place: _Place) -> _Part:
+        held = self._held.pop(place)
+        del self._rows[place]
+        shard, outcome = place
+        number = self._sent[place] = self._sent.get(place, -1) + 1
         rows = pa.concat_tables([rows for rows, _ in held]).combine_chunks()
         lines = np.concatenate([lines for _, lines in held])
-        return _Part(shard, rows, lines, f"import-{self._key}-{shard}-{number}")
+        name = f"{shard}-{outcome}" if outcome else str(shard)
+        consent = self._consent_of(outcome)
+        return _Part(shard, rows, lines, f"import-{self._key}-{name}-{number}", consent)
+
+
+def _by_outcome(rows: pa.Table) -> Iterable[tuple[str, pa.Table, Any]]:
+    """The rows of each outcome, without its column, and which they are."""
+    if rows.num_rows == 0:
+        return
+    if STATUS not in rows.column_names:
+        yield AS_GIVEN, rows, slice(None)
+        return
+    outcomes = np.asarray(rows[STATUS].to_pylist(), object)
+    bare = rows.drop_columns([STATUS])
+    for outcome in sorted({each or AS_GIVEN for each in outcomes.tolist()}):
+        chosen = (outcomes == outcome) | ((outcomes == None) & (outcome == AS_GIVEN))  # noqa: E711
+        yield outcome, bare.filter(pa.array(chosen)), chosen
+
+
+def _gravity(row: Row) -> int:
+    return GRAVITY.get(row.reason, GRAVITY[MANUAL])
 
 
 def _reject(part: _Part, place: int, reason: str) -> Reject:

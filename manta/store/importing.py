@@ -47,6 +47,7 @@ from manta.people.importer import (
     planned,
     typed_attribute,
 )
+from manta.people.platform_exports import texts_of
 from manta.schema import AttributeType
 
 BATCH_ROWS = 10_000
@@ -89,13 +90,15 @@ def plan_import(
     path: Path,
     declared: Mapping[str, AttributeType],
     mapping: Mapping[str, str] | None = None,
+    words: Mapping[str, str] | None = None,
 ) -> ImportPlan:
-    """What the columns of the file mean (``manta.people.importer.planned``).
+    """What the columns of the file mean, and what it says of consent
+    (``manta.people.importer.planned``).
 
     Raises ``InvalidRequest`` where the file is empty or of another kind, or the mapping is wrong.
     """
     if _is_parquet(path):
-        return _plan_parquet(path, declared, mapping)
+        return _plan_parquet(path, declared, mapping, words)
     text, sample = _opened_text(path)
     header, rows = header_and_rows(sample, text.dialect)
     has_header = not looks_headless(header)
@@ -103,7 +106,7 @@ def plan_import(
         rows.insert(0, header)
         header = [f"column_{place}" for place in range(1, len(header) + 1)]
     samples = [list(values) for values in zip(*rows, strict=True)] or [[] for _ in header]
-    return planned(header, samples, declared, mapping, has_header)
+    return planned(header, samples, declared, mapping, has_header, file_name=path.name, words=words)
 
 
 def header_and_rows(sample: str, dialect: Dialect) -> tuple[list[str], list[list[str]]]:
@@ -340,7 +343,10 @@ def _parquet(path: Path) -> pq.ParquetFile:
 
 
 def _plan_parquet(
-    path: Path, declared: Mapping[str, AttributeType], mapping: Mapping[str, str] | None
+    path: Path,
+    declared: Mapping[str, AttributeType],
+    mapping: Mapping[str, str] | None,
+    words: Mapping[str, str] | None,
 ) -> ImportPlan:
     file = _parquet(path)
     schema = file.schema_arrow
@@ -350,10 +356,11 @@ def _plan_parquet(
     for place in range(len(schema.names)):
         kind = schema.field(place).type
         text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-        shown = text or pa.types.is_dictionary(kind)
-        samples.append(first.column(place).cast(pa.string()).to_pylist() if shown else [])
+        samples.append(texts_of(first.column(place)).to_pylist())
         types.append(AttributeType.STRING if text else typed_attribute(kind))
-    return planned(schema.names, samples, declared, mapping, True, types)
+    return planned(
+        schema.names, samples, declared, mapping, True, types, file_name=path.name, words=words
+    )
 
 
 def _parquet_blocks(path: Path, batch_rows: int) -> Iterator[tuple[list[pa.Array], Rows, int]]:

@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from fastapi import APIRouter, Query, Request
+from pydantic import Field
 from starlette.exceptions import HTTPException
 
 from actors.handles import Handles
@@ -36,11 +37,13 @@ from manta.people.attributes import ARROW_TYPES, LIST_LENGTH_MAX, TEXT_LENGTH_MA
 from manta.people.commands import Consent
 from manta.people.delimited import Reject
 from manta.people.identities import EMAIL, EXTERNAL_ID, VALUE_LENGTH_MAX
-from manta.people.importer import FIXED
+from manta.people.importer import FIXED, STATUS, planned
 from manta.people.importing import ImportSummary, import_people
+from manta.people.platform_exports import OUTCOMES, described
 from manta.schema import ATTRIBUTE_NAME, ATTRIBUTE_PREFIX, ATTRIBUTES_MAX, AttributeType
 from serve_apps.api.arrow_body import read_table
 from serve_apps.api.wiring import Key, Ports, needs
+from serve_apps.bodies import Body
 from serve_apps.limits import CALL_DEADLINE_S
 
 PATH = "/subscribers/import"
@@ -56,6 +59,7 @@ router = APIRouter(tags=["subscribers"])
 WRITE = needs("subscribers:write")
 LOCALE = r"^[A-Za-z]{2,3}(?:-[A-Za-z0-9]{1,8}){0,4}$"
 _FIRST, _LAST = (pa.scalar(at, pa.timestamp("us")) for at in (datetime.min, datetime.max))
+_OUTCOMES = pa.array(["", *OUTCOMES])
 _TYPES = {kind: name for name, kind in ARROW_TYPES.items()}
 
 
@@ -103,6 +107,10 @@ async def import_batch(
     `external_id`, `time_zone`, `locale` and `attr_<name>`, whose Arrow types (string, double, bool,
     timestamp[us], list of string) declare attributes that are new. A row that does not fit is
     refused alone: `rejects` has its place and the reason. Consent is only ever added.
+    `consent_status`, if there, holds what another platform's file says of each row (`subscribed`,
+    `none`, `pending`, `unsubscribed`, `suppressed`, `hard_bounce`, `complaint`, or nothing):
+    `consent` then goes to those alone whom it says to be subscribed, or of whom it says nothing,
+    and addresses not to be mailed are suppressed.
     `manta.client.Client.import_people` sends whole files this way."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != MEDIA_TYPE:
         raise HTTPException(415, f"people are imported as {MEDIA_TYPE}")
@@ -128,6 +136,50 @@ async def import_batch(
         **counts,
         "rejected": len(listed),
         "rejects": [{"row": reject.line, "reason": reject.reason} for reject in listed],
+    }
+
+
+class FileHead(Body):
+    """The beginning of a file, as it stands."""
+
+    file_name: str = Field("", max_length=300)
+    headers: list[str] = Field(min_length=1, max_length=600)
+    rows: list[list[str | None]] = Field(default_factory=list, max_length=1_000)
+    mapping: dict[str, str] = Field(default_factory=dict, max_length=600)
+    words: dict[str, str] = Field(
+        default_factory=dict, max_length=100, description="Your meanings of the file's words."
+    )
+
+
+@router.post(PATH + "/recognise", dependencies=[WRITE], summary="What an import would make of it")
+async def recognise_file(body: FileHead, ports: Ports) -> dict[str, Any]:
+    """Whose export a file is, where its columns would go, and what it says of consent. Nothing is
+    written."""
+    for place, row in enumerate(body.rows):
+        if len(row) != len(body.headers):
+            raise InvalidRequest(
+                f"{len(row)} cells under {len(body.headers)} headers",
+                path=f"rows[{place}]",
+                expected="a cell for each header",
+            )
+    samples = [list(cells) for cells in zip(*body.rows, strict=True)]
+    declared = await ports.catalog.call("attributes", deadline_s=CALL_DEADLINE_S)
+    plan = planned(
+        body.headers,
+        samples or [[] for _ in body.headers],
+        {name: AttributeType(kind) for name, kind in declared.items()},
+        body.mapping,
+        file_name=body.file_name,
+        words=body.words,
+    )
+    statuses = plan.statuses
+    return {
+        "platform": statuses.platform if statuses else "",
+        "columns": [
+            {"header": c.header, "target": c.target, "type": str(c.type)} for c in plan.columns
+        ],
+        "says": described(statuses),
+        "sample": {o or "as_given": n for o, n in statuses.sample} if statuses else {},
     }
 
 
@@ -182,19 +234,21 @@ def _checked(body: bytes) -> _Batch:
 def _check_schema(schema: pa.Schema) -> None:
     for field in schema:
         path = f"columns.{field.name:.80}"
-        expected = "string" if field.name in FIXED else ", ".join(map(str, _TYPES))
+        is_text = field.name in (*FIXED, STATUS)
+        expected = "string" if is_text else ", ".join(map(str, _TYPES))
         if schema.names.count(field.name) > 1:
             raise InvalidRequest(
                 f"two columns are called {field.name!r:.80}", path=path, expected="one of each name"
             )
         named = ATTRIBUTE_NAME.fullmatch(field.name.removeprefix(ATTRIBUTE_PREFIX))
-        if field.name not in FIXED and not (field.name.startswith(ATTRIBUTE_PREFIX) and named):
+        if not is_text and not (field.name.startswith(ATTRIBUTE_PREFIX) and named):
             raise InvalidRequest(
                 f"no column can be called {field.name!r:.80}",
                 path=path,
-                expected=f"{', '.join(FIXED)}, or {ATTRIBUTE_PREFIX} with an attribute's name",
+                expected=f"{', '.join((*FIXED, STATUS))}, or {ATTRIBUTE_PREFIX} with an attribute's"
+                " name",
             )
-        fits = field.type == pa.string() if field.name in FIXED else field.type in _TYPES
+        fits = field.type == pa.string() if is_text else field.type in _TYPES
         if not fits:
             raise InvalidRequest(
                 f"column {field.name} has the type {field.type!s:.60}", path=path, expected=expected
@@ -203,7 +257,7 @@ def _check_schema(schema: pa.Schema) -> None:
         raise InvalidRequest(
             "no column names people", path="columns", expected=f"{EMAIL} or {EXTERNAL_ID}"
         )
-    if len(schema) > ATTRIBUTES_MAX + len(FIXED):
+    if len(schema) > ATTRIBUTES_MAX + len(FIXED) + 1:
         raise InvalidRequest(
             f"{len(schema)} columns", path="columns", expected=f"at most {ATTRIBUTES_MAX}"
         )
@@ -230,6 +284,9 @@ def _column(name: str, column: pa.Array) -> tuple[pa.Array, dict[int, str]]:
     if name == "time_zone":
         known = pc.or_kleene(pc.is_in(column, value_set=_zones()), column.is_null())
         return column, _where(pc.invert(known), "not an IANA time zone")
+    if name == STATUS:
+        known = pc.or_kleene(pc.is_in(column, value_set=_OUTCOMES), column.is_null())
+        return column, _where(pc.invert(known), f"not one of {', '.join(OUTCOMES)}")
     if name == "locale":
         return column, _where(pc.invert(pc.match_substring_regex(column, LOCALE)), "not a locale")
     return column, _wrong_values(column)
