@@ -234,6 +234,9 @@ def build_shard(settings: Settings, shard: int) -> ShardActor:
         memory_limit_mb=settings.shard_memory_limit_bytes >> 20,
         flush_bytes=settings.flush_bytes,
         flush_after_s=settings.flush_seconds,
+        event_days=settings.event_days,
+        anonymous_days=settings.anonymous_days,
+        quarantine_days=settings.quarantine_days,
         domain={
             "time_zone": settings.time_zone,
             "settling_time_h": settings.settling_time_h,

@@ -176,6 +176,9 @@ class Settings:
     flush_bytes: int = 64 << 20
     shard_memory_limit_bytes: int = 4 << 30
     message_age_max_h: float = 72.0  # from its first trouble on; then it expires
+    event_days: int = 0  # older events are deleted everywhere; 0: they are kept for ever
+    anonymous_days: int = 400  # anonymous people of whom nothing was heard for so long are deleted
+    quarantine_days: int = 30  # what fits no schema is kept so long
     shaping_file: str = ""  # the operator's own, over the one that comes with Manta
     egress: tuple[EgressSource, ...] = (EgressSource(),)
     pools: tuple[Pool, ...] = ()

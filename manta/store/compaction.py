@@ -220,6 +220,16 @@ def _months(inputs: Iterable[FileEntry]) -> list[tuple[str, datetime, datetime]]
     return months
 
 
+def since(path: str, bound: datetime, scratch: Path, memory_mb: int) -> MergedFile | None:
+    """The events of a file from an instant on, as a file in ``scratch``."""
+    connection = connect({"threads": "1", "memory_limit": f"{memory_mb}MB"})
+    try:
+        query = f"SELECT * FROM {PARQUET} WHERE occurred_at >= ?"
+        return write_file(connection, query, [[path], bound], scratch / "since.parquet", True)
+    finally:
+        connection.close()
+
+
 def write_file(
     connection: duckdb.DuckDBPyConnection,
     query: str,

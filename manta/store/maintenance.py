@@ -11,11 +11,12 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from manta.clock import Clock
-from manta.store.compaction import Merge, MergedFile, plan, run_merge
+from manta.schema import EVENTS
+from manta.store.compaction import Merge, MergedFile, plan, run_merge, since
 from manta.store.flush import KEYS, Snapshot
 from manta.store.journal import Journal
 from manta.store.keys import KEPT
@@ -26,6 +27,8 @@ from manta.store.settings import ShardSettings
 
 Files = dict[str, tuple[FileEntry, ...]]
 GARBAGE_EVERY_S = 6 * 3600.0
+EXPIRE_EVERY_S = 24 * 3600.0
+OVERDUE = timedelta(days=31)
 _MERGES_MAX = 8  # in one call, so that a flush never waits long
 
 
@@ -71,6 +74,7 @@ class Maintenance:
         self.manifest = Manifest(0, "", 0, 0)
         self._merges = 0
         self._garbage_at_s = clock.monotonic() + GARBAGE_EVERY_S
+        self._expire_at_s = 0.0
 
     def start_from(self, manifest: Manifest) -> None:
         """What recovery found, with this owner's epoch."""
@@ -100,6 +104,37 @@ class Maintenance:
                 return done
             self._do(merge)
         return _MERGES_MAX
+
+    def expire_events(self) -> None:
+        """Once a day: events that are past the period leave the files.
+
+        A file goes when all of it is past; one that reaches more than a month behind is written
+        anew, so that nothing stays for longer than a month over its time.
+        """
+        days, now_s = self.settings.event_days, self._clock.monotonic()
+        if not days or now_s < self._expire_at_s:
+            return
+        self._expire_at_s = now_s + EXPIRE_EVERY_S
+        bound = datetime.combine(self._clock.now().date(), datetime.min.time())
+        bound -= timedelta(days=days)
+        events = self.manifest.files.get(EVENTS.name, ())
+        kept = [self._since(file, bound) for file in events]
+        living = tuple(file for file in kept if file is not None)
+        if living != tuple(events):
+            files = {**self.manifest.files, EVENTS.name: living}
+            self.publish(replace(self.manifest, files={t: f for t, f in files.items() if f}))
+
+    def _since(self, file: FileEntry, bound: datetime) -> FileEntry | None:
+        if file.max_time is not None and file.max_time < bound:
+            return None
+        if file.min_time is None or file.min_time >= bound - OVERDUE:
+            return file
+        with (
+            tempfile.TemporaryDirectory(prefix="manta-expire-") as scratch,
+            local_files(self._objects, [file]) as paths,
+        ):
+            output = since(paths[0], bound, Path(scratch), self.settings.maintenance_memory_mb)
+            return None if output is None else self.store_rewritten(file, output)
 
     def collect_garbage(self) -> None:
         """Every few hours: delete what no manifest has named for a day."""

@@ -10,6 +10,10 @@ kept aggregates, never both. So the bound of memory is itself a row (table ``ret
 in one group with the aggregates of what it passes; whoever applies that group, live or in replay,
 then drops what is older from memory. An event that comes in older than the bound is counted at once
 and never enters memory. Recovery loads what is not older than the bound of its manifest.
+
+Some things are not kept at all for longer than a period (``Expire``): bodies in quarantine (30
+days), anonymous people of whom nothing was heard (400 days), and, where a workspace says so,
+events: those leave the kept aggregates here and the lake by ``manta.store.maintenance``.
 """
 
 from __future__ import annotations
@@ -24,10 +28,13 @@ import pyarrow.compute as pc
 
 from manta.command import Change, Command, Context, Database, Decision, Op, Push
 from manta.delivery.ledger import FINAL, State
-from manta.schema import EVENTS, HISTORY_EVENTS, LEDGER
+from manta.people.identities import ANONYMOUS_ID
+from manta.privacy.commands import removed
+from manta.schema import EVENTS, HISTORY_EVENTS, LEDGER, TABLES
 from manta.store.settings import ShardSettings
 
 Bounds = dict[str, datetime]
+SILENT_MAX = 10_000
 
 
 class RetentionResult(NamedTuple):
@@ -73,8 +80,10 @@ class Retain:
 
     def decide(self, database: Database, context: Context) -> Decision:
         today = datetime.combine(context.now.date(), time.min)
+        hot_days = self.settings.hot_event_days
         wanted = {
-            EVENTS.name: today - timedelta(days=self.settings.hot_event_days),
+            EVENTS.name: today
+            - timedelta(days=min(hot_days, self.settings.event_days or hot_days)),
             LEDGER.name: today - timedelta(days=self.settings.final_ledger_days),
         }
         before = bounds(database)
@@ -95,6 +104,48 @@ class Retain:
         rows = {"name": list(moved), "kept_since": list(moved.values())}
         changes.append(Change("retention", Op.UPSERT, pa.table(rows)))
         return Decision(before | moved, tuple(changes))
+
+
+@dataclass(frozen=True)
+class Expire:
+    """Delete what is past its period. Answers how many rows."""
+
+    settings: ShardSettings
+    key: str | None = None
+
+    def decide(self, database: Database, context: Context) -> Decision:
+        today, settings = datetime.combine(context.now.date(), time.min), self.settings
+        bodies = database.table(
+            "SELECT quarantine_id FROM quarantine WHERE received_at < ?",
+            [today - timedelta(days=settings.quarantine_days)],
+        )
+        changes = [Change("quarantine", Op.DELETE, bodies)]
+        silent = _silent(database, today - timedelta(days=settings.anonymous_days))
+        if silent:
+            changes += removed(database, context, silent)
+        if settings.event_days:
+            bound = today - timedelta(days=settings.event_days)
+            for table, column in (("event_months", "last_at"), ("purchased_items", "last_at")):
+                rows = database.table(
+                    f"SELECT {', '.join(TABLES[table].key)} FROM {table} WHERE {column} < ?",
+                    [bound],
+                )
+                changes.append(Change(table, Op.DELETE, rows))
+        changes = [change for change in changes if change.rows.num_rows]
+        return Decision(sum(change.rows.num_rows for change in changes), tuple(changes))
+
+
+def _silent(database: Database, since: datetime) -> list[int]:
+    """Anonymous people who were created before and did nothing since; so many at once at most."""
+    rows = database.rows(
+        "SELECT p.subscriber_id FROM profiles p WHERE p.email IS NULL AND p.created_at < ?"
+        " AND p.subscriber_id NOT IN (SELECT subscriber_id FROM identities WHERE kind <> ?)"
+        " AND p.subscriber_id NOT IN (SELECT subscriber_id FROM events WHERE occurred_at >= ?)"
+        " AND p.subscriber_id NOT IN (SELECT subscriber_id FROM event_months WHERE last_at >= ?)"
+        " ORDER BY 1 LIMIT ?",
+        [since, ANONYMOUS_ID, since, since, SILENT_MAX],
+    )
+    return [id for (id,) in rows]
 
 
 def count_late_events(
@@ -177,7 +228,7 @@ def _ledger_campaigns(database: Database, bound: datetime) -> Change:
 
 
 class RetentionHook:
-    """Runs ``Retain`` once a day and after a recovery."""
+    """Runs ``Retain`` and ``Expire`` once a day and after a recovery."""
 
     tables: frozenset[str] = frozenset()
     min_gap_s = 0.0
@@ -189,4 +240,4 @@ class RetentionHook:
         tomorrow = datetime.combine(context.now.date() + timedelta(days=1), time.min)
         # Not all shards at the same minute: their journals may lie on one disk.
         wake = tomorrow + timedelta(seconds=context.shard * 37 % 3_600)
-        return RetentionResult((), (Retain(self._settings),), wake)
+        return RetentionResult((), (Retain(self._settings), Expire(self._settings)), wake)

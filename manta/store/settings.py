@@ -24,6 +24,9 @@ class ShardSettings:
     maintenance_memory_mb: int = 512
     hot_event_days: int = 400
     final_ledger_days: int = 90
+    event_days: int = 0  # older events leave the lake altogether; 0: they stay for ever
+    anonymous_days: int = 400  # anonymous people of whom nothing was heard for so long go
+    quarantine_days: int = 30
     # What decisions read as `Context.settings`: the workspace's zone, limits and the like.
     domain: dict[str, Any] = field(default_factory=dict)
 

@@ -543,6 +543,7 @@ class ShardStore:
                 self.maintenance.flush(self._frozen)
                 self._frozen = None
             self.maintenance.compact()
+            self.maintenance.expire_events()
             self.maintenance.collect_garbage()
         except Fenced as error:
             raise Stopped(f"{error.code}: {error}") from error
