@@ -66,8 +66,12 @@ class Closure:
 
     def flips_at(self, person: Person, now: datetime) -> datetime | None:
         """The earliest instant after ``now`` at which time alone could change the answer."""
-        later = (moment for flips in self._flips for moment in flips(person, now) if moment > now)
-        return min(later, default=None)
+        earliest: datetime | None = None
+        for flips in self._flips:
+            for moment in flips(person, now):
+                if moment > now and (earliest is None or moment < earliest):
+                    earliest = moment
+        return earliest
 
     def keys(self, person: Person, now: datetime) -> tuple[str, ...]:
         """The keys for which the keyed conditions of the rule hold, those of all together."""

@@ -147,7 +147,8 @@ def _happening_flips(happening: Happening, zone: str) -> Flips:
         rows = person.events.get(happening.type, ())
         if not rows:
             return
-        yield from next_after(rows, now)
+        if rows[-1][0] > now:
+            yield from next_after(rows, now)
         if width is not None:
             for place in range(_first_after(rows, now, width), len(rows)):
                 if test is None or test(rows[place], now):

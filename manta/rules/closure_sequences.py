@@ -63,7 +63,11 @@ def sequence(rule: Sequence, zone: str) -> Leaf:
 
     def flips(person: Person, now: datetime) -> Iterator[datetime]:
         for type_ in types:
-            yield from next_after(person.events.get(type_, ()), now)
+            rows = person.events.get(type_)
+            if rows and rows[-1][0] > now:
+                yield from next_after(rows, now)
+        if width is None and absent is None:
+            return  # what is complete stays so
         for moment in completions(person, now):
             yield moment
             if width is not None:

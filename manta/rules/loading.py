@@ -8,7 +8,7 @@ database is a reader's cursor in one transaction, or the writer's own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -21,7 +21,7 @@ from manta.schema import ATTRIBUTE_NAME, ATTRIBUTE_PREFIX
 
 PEOPLE_MAX = 10_000
 
-_THESE = "(SELECT unnest(?::BIGINT[]))"
+_INDEXED_MAX = 500  # people up to whom an index beats a scan of a state table
 _EVENTS = """
 WITH near AS MATERIALIZED ({near})
 SELECT subscriber_id, type, occurred_at, campaign_id, message_key, item, amount, properties
@@ -49,7 +49,7 @@ def load(
     events = _events(database, these, wanted, since)
     consents = _consents(database, these) if wanted.consents else {}
     memberships = _memberships(database, these) if wanted.segments else {}
-    suppressions = _suppressions(database, these) if wanted.suppressions else {}
+    suppressions = _suppressions(database, profiles) if wanted.suppressions else {}
     times = _named(database, "attribute_times", "changed_at", these, wanted.held)
     predictions = _named(database, "predictions", "value", these, wanted.predictions)
     return {
@@ -85,10 +85,19 @@ def _profiles(database: Database, ids: list[int], wanted: Touches) -> dict[int, 
     there = columns_of_profiles(database)
     columns = [name for name in _columns(wanted.attributes) if name in there]
     chosen = ", ".join(f'"{column}"' for column in columns)
-    sql = f"SELECT subscriber_id, {chosen} FROM profiles WHERE subscriber_id IN {_THESE}"
+    these, params = _these(ids)
+    sql = f"SELECT subscriber_id, {chosen} FROM profiles WHERE subscriber_id IN {these}"
     return {
-        id: dict(zip(columns, values, strict=True)) for id, *values in database.rows(sql, [ids])
+        id: dict(zip(columns, values, strict=True)) for id, *values in database.rows(sql, params)
     }
+
+
+def _these(ids: list[int]) -> tuple[str, list[Any]]:
+    """What ``subscriber_id IN`` is to be followed by, and its parameters. DuckDB takes an index for
+    a list of constants only."""
+    if len(ids) <= _INDEXED_MAX:
+        return f"({', '.join('?' * len(ids))})", list(ids)
+    return "(SELECT unnest(?::BIGINT[]))", [ids]
 
 
 def _events(
@@ -107,12 +116,13 @@ def _events(
 
 
 def _consents(database: Database, ids: list[int]) -> dict[int, dict[tuple[str, str], Consented]]:
+    these, params = _these(ids)
     sql = (
         "SELECT subscriber_id, channel, topic, status, expires_at FROM consents"
-        f" WHERE subscriber_id IN {_THESE}"
+        f" WHERE subscriber_id IN {these}"
     )
     found: dict[int, dict[tuple[str, str], Consented]] = {}
-    for id, channel, topic, *record in database.rows(sql, [ids]):
+    for id, channel, topic, *record in database.rows(sql, params):
         found.setdefault(id, {})[channel, topic] = Consented(*record)
     return found
 
@@ -124,28 +134,34 @@ def _named(
     wanted = sorted(names)
     if not wanted:
         return {}
+    these, params = _these(ids)
     sql = (
         f"SELECT subscriber_id, name, {column} FROM {table}"
-        f" WHERE subscriber_id IN {_THESE} AND name IN (SELECT unnest(?::VARCHAR[]))"
+        f" WHERE subscriber_id IN {these} AND name IN (SELECT unnest(?::VARCHAR[]))"
     )
     found: dict[int, dict[str, Any]] = {}
-    for id, name, value in database.rows(sql, [ids, wanted]):
+    for id, name, value in database.rows(sql, [*params, wanted]):
         found.setdefault(id, {})[name] = value
     return found
 
 
 def _memberships(database: Database, ids: list[int]) -> dict[int, frozenset[int]]:
-    sql = f"SELECT subscriber_id, segments FROM memberships WHERE subscriber_id IN {_THESE}"
-    return {id: frozenset(segments or ()) for id, segments in database.rows(sql, [ids])}
+    these, params = _these(ids)
+    sql = f"SELECT subscriber_id, segments FROM memberships WHERE subscriber_id IN {these}"
+    return {id: frozenset(segments or ()) for id, segments in database.rows(sql, params)}
 
 
-def _suppressions(database: Database, ids: list[int]) -> dict[int, tuple[Suppression, ...]]:
+def _suppressions(
+    database: Database, profiles: Mapping[int, Mapping[str, Any]]
+) -> dict[int, tuple[Suppression, ...]]:
+    """Found by the addresses, which are folded as the statement of a rule does it."""
+    emails = [one["email"] for one in profiles.values() if one["email"] is not None]
     sql = (
-        "SELECT p.subscriber_id, s.reason, s.expires_at FROM profiles p JOIN suppressions s"
-        f" ON s.channel = 'email' AND s.address = lower(p.email)"
-        f" WHERE p.subscriber_id IN {_THESE}"
+        "SELECT a.email, s.reason, s.expires_at FROM suppressions s JOIN"
+        " (SELECT DISTINCT unnest(?::VARCHAR[]) AS email) a ON s.address = lower(a.email)"
+        " WHERE s.channel = 'email'"
     )
-    found: dict[int, tuple[Suppression, ...]] = {}
-    for id, reason, expires_at in database.rows(sql, [ids]):
-        found[id] = (*found.get(id, ()), Suppression(reason, expires_at))
-    return found
+    by_email: dict[str, tuple[Suppression, ...]] = {}
+    for email, reason, expires_at in database.rows(sql, [emails]) if emails else ():
+        by_email[email] = (*by_email.get(email, ()), Suppression(reason, expires_at))
+    return {id: by_email[one["email"]] for id, one in profiles.items() if one["email"] in by_email}
