@@ -248,3 +248,53 @@ async def test_exports_are_checked_and_their_formulas_are_tamed(world, http):
         assert (await http.post("/v1/export", json=wrong)).status_code == status
     other = await world.key("segments:read")
     assert (await http.post("/v1/export", json={}, headers=other)).status_code == 403
+
+
+# -- files of other platforms ----------------------------------------------------------------------
+
+
+async def test_what_another_platform_said_of_each_row_counts(world, http):
+    given = people(
+        email=["a@x.example", "b@x.example", "c@x.example", "d@x.example", "e@x.example"],
+        consent_status=["subscribed", "unsubscribed", "hard_bounce", None, "happy"],
+    )
+    answer = await send(http, given, params={"consent": "email:news:subscribed"})
+    assert answer.status_code == 200, answer.text
+    found = answer.json()
+    assert (found["created"], found["consented"], found["suppressed"]) == (4, 3, 2)
+    assert [r["row"] for r in found["rejects"]] == [4]
+    held = {
+        row["email"]: row["status"]
+        for row in rows(world, "SELECT email, status FROM consents JOIN profiles USING"
+                               " (subscriber_id)")
+    }  # fmt: skip
+    assert held == {
+        "a@x.example": "subscribed",
+        "b@x.example": "unsubscribed",
+        "d@x.example": "subscribed",
+    }
+    stops = {r["address"]: r["reason"] for r in rows(world, "SELECT * FROM suppressions")}
+    assert stops == {"b@x.example": "unsubscribed", "c@x.example": "hard_bounce"}
+
+
+async def test_what_a_file_is_recognised_as_before_anything_is_written(world, http):
+    head = {
+        "file_name": "list.csv",
+        "headers": ["Email", "Klaviyo ID", "Email Marketing Consent"],
+        "rows": [["a@x.example", "1", "SUBSCRIBED"], ["b@x.example", "2", "NEVER_SUBSCRIBED"]],
+    }
+    answer = await http.post(URL + "/recognise", json=head)
+    assert answer.status_code == 200, answer.text
+    found = answer.json()
+    assert found["platform"] == "Klaviyo"
+    assert found["sample"] == {"subscribed": 1, "none": 1}
+    assert found["columns"][0] == {"header": "Email", "target": "email", "type": "string"}
+    assert "never subscribed" in " ".join(found["says"])
+    assert rows(world, "SELECT * FROM profiles") == []
+    for wrong, path in (
+        ({"rows": [["a@x.example"]]}, "rows[0]"),
+        ({"words": {"x": "happy"}}, "words.x"),
+        ({"headers": []}, "headers"),
+    ):
+        answer = await http.post(URL + "/recognise", json=head | wrong)
+        assert (answer.status_code, answer.json()["path"]) == (422, path)
