@@ -32,15 +32,17 @@ class Collection:
     """``check(fields, reader)`` answers the document's own fields or raises ``InvalidRequest``.
 
     ``shard_body(document, reader)``: what shards are told under ``shard_kind``; ``None``: nothing.
+    ``check_delete(document, reader)`` raises ``Conflict`` where others need it.
     """
 
     check: Callable[[Mapping[str, Any], Reader], Document]
     shard_kind: str = ""
     shard_body: Callable[[Document, Reader], Document | None] = lambda document, reader: None
+    check_delete: Callable[[Document, Reader], None] = lambda document, reader: None
 
 
 COLLECTIONS: dict[str, Collection] = {
-    "segments": Collection(segments.checked, SEGMENT, segments.shard_body),
+    "segments": Collection(segments.checked, SEGMENT, segments.shard_body, segments.check_delete),
     "caps": Collection(frequency.checked_cap, CAP, frequency.shard_body),
     "quiet_hours": Collection(frequency.checked_quiet_hours, QUIET_HOURS, frequency.shard_body),
     endpoints.COLLECTION: Collection(endpoints.checked, ENDPOINT, endpoints.shard_body),
@@ -73,9 +75,9 @@ def save(reader: Reader, collection: str, fields: Mapping[str, Any], now: dateti
 
 
 def delete(reader: Reader, collection: str, id: str) -> Defined:
-    """Raises ``NotFound``."""
-    _collection(collection)
-    required(reader, collection, id)
+    """Raises ``NotFound``, and ``Conflict`` where another document needs it."""
+    check_delete = _collection(collection).check_delete
+    check_delete(required(reader, collection, id), reader)
     return Defined(None, ((collection, id, None),))
 
 

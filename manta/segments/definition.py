@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from manta.definitions import Document, Reader, attribute_types, checked_name
-from manta.errors import InvalidRequest
+from manta.errors import Conflict, InvalidRequest
 from manta.rules.nodes import Member, Rule
 from manta.rules.scope import reach, touches, with_segments
 from manta.rules.tree import parse
@@ -69,6 +69,20 @@ def checked(fields: Mapping[str, Any], reader: Reader) -> Document:
         if why_not:
             document["why_not_live"] = why_not
     return document
+
+
+def check_delete(document: Document, reader: Reader) -> None:
+    """Raises ``Conflict`` where the rule of another segment refers to this one."""
+    for other in reader.list("segments"):
+        if other["id"] == document["id"] or not other["rule"]:
+            continue
+        rule = parse(other["rule"], attribute_types(reader))
+        if document["id"] in touches(rule).segments:
+            raise Conflict(
+                f"segment {other['id']} ({other['name']}) refers to it",
+                path="id",
+                expected="a segment that no other one needs",
+            )
 
 
 def not_live(whole: Rule) -> str:

@@ -25,6 +25,7 @@ from manta.ingestion import quarantine
 from manta.people import queries as people_queries
 from manta.privacy import queries as privacy_queries
 from manta.rules import queries as rule_queries
+from manta.segments import queries as segment_queries
 from manta.store.documents import Documents
 from manta.store.queries import Queries
 from manta.store.settings import ShardSettings
@@ -92,6 +93,7 @@ class House:
             people_queries.QUERIES,
             event_queries.QUERIES,
             rule_queries.QUERIES,
+            segment_queries.QUERIES,
             quarantine.QUERIES,
             delivery_queries.QUERIES,
             webhook_queries.QUERIES,

@@ -194,7 +194,7 @@ async def test_a_full_quarantine_says_so(world, http, monkeypatch):
 
 
 def _gzip(content: bytes) -> bytes:
-    return gzip.compress(content)
+    return gzip.compress(content, mtime=0)
 
 
 TRACK = {"type": "track", "event": "x", "userId": "u"}
@@ -360,7 +360,7 @@ async def test_the_snippet_is_small_and_may_be_loaded_by_any_page(http):
     answer = await http.get("/v1/snippet.js", headers={"Authorization": ""})
     assert answer.headers["content-type"].startswith("text/javascript")
     assert answer.content == SNIPPET
-    assert len(gzip.compress(SNIPPET)) < 2_000
+    assert len(gzip.compress(SNIPPET, mtime=0)) < 2_000
 
 
 async def test_sources_are_kept_and_say_whether_traits_become_attributes(world, http):
