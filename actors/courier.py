@@ -90,6 +90,7 @@ class Courier:
         self._timers: dict[Lane, asyncio.TimerHandle] = {}
         self._room = asyncio.Semaphore(AT_ONCE_MAX)
         self._figures = _Figures()
+        self._stopped = False
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # -- what others call --------------------------------------------------------------------------
@@ -98,6 +99,16 @@ class Courier:
         """Ask the shards, beside, what is due: an earlier courier may have left it."""
         for shard in range(self._shards.count):
             self._keep(self._ask(shard))
+
+    async def stop(self) -> None:
+        """Stop at once, for tests and tools: nothing depends on it."""
+        self._stopped = True
+        for timer in self._timers.values():
+            timer.cancel()
+        running = [*self._lanes.values(), *self._tasks]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
 
     async def deliveries(self, shard: int, due: Sequence[tuple[int, int]]) -> None:
         """A shard has something for these endpoints: (endpoint, version of its document)."""
@@ -154,6 +165,8 @@ class Courier:
         await self.deliveries(shard, due)
 
     def _wake(self, lane: Lane) -> None:
+        if self._stopped:
+            return
         if lane in self._lanes:
             self._again.add(lane)
             return

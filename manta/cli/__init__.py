@@ -25,6 +25,7 @@ from manta.cli import (
     suppressions,
     templates,
     traffic,
+    webhooks,
 )
 from manta.cli.common import Door, complain
 from manta.errors import MantaError
@@ -75,6 +76,7 @@ app.add_typer(suppressions.app, name="suppression", help="Addresses to which not
 app.add_typer(templates.app, name="template", help="What mails say.")
 app.add_typer(domains.app, name="domain", help="Sending domains: DKIM keys and DNS records.")
 app.add_typer(campaigns.app, name="campaign", help="One mail to one audience.")
+app.add_typer(webhooks.app, name="webhook", help="Endpoints that are told what happens.")
 app.add_typer(
     delivery.app, name="delivery", help="How the sender stands, what is done about it, its undo."
 )

@@ -153,7 +153,8 @@ def _after_attempts(endpoint_id: int, sent: Sequence[Settled], context: Context)
 @dataclass(frozen=True)
 class ReplayDeliveries:
     """Send again, under the same ids: these deliveries, or those of a time (``since`` ≤ created <
-    ``until``) in these states. The schedule of retries begins anew.
+    ``until``) in these states, if nothing became of them since ``settled_before``. The schedule of
+    retries begins anew.
 
     Answers (replayed, more): at most ``ROWS_MAX`` in one command, the oldest first.
     Raises ``InvalidRequest`` for an endpoint that is disabled or not known.
@@ -165,6 +166,7 @@ class ReplayDeliveries:
     since: datetime | None = None
     until: datetime | None = None
     states: tuple[str, ...] = REPLAYED
+    settled_before: datetime | None = None
 
     def decide(self, database: Database, context: Context) -> Decision:
         endpoint = _endpoint(database, self.endpoint_id)
@@ -198,6 +200,7 @@ class DiscardDeliveries:
     since: datetime | None = None
     until: datetime | None = None
     why: str = ""
+    settled_before: datetime | None = None
 
     def decide(self, database: Database, context: Context) -> Decision:
         found, more = _chosen(self, (State.WAITING,), database)
@@ -227,9 +230,10 @@ def _chosen(
         " AND state IN (SELECT unnest(?::VARCHAR[]))"
         " AND created_at >= coalesce(?::TIMESTAMP, '-infinity'::TIMESTAMP)"
         " AND created_at < coalesce(?::TIMESTAMP, 'infinity'::TIMESTAMP)"
+        " AND changed_at < coalesce(?::TIMESTAMP, 'infinity'::TIMESTAMP)"
     )
     params: list[Any] = [command.endpoint_id, [str(s) for s in states]]
-    params += [command.since, command.until]
+    params += [command.since, command.until, command.settled_before]
     if named:
         sql += " AND delivery_id IN (SELECT unnest(?::BIGINT[]))"
         params.append(list(named))

@@ -88,6 +88,9 @@ class Chosen(Body):
     )
     since: str | None = Field(None, max_length=40, description="RFC 3339, of `created_at`.")
     until: str | None = Field(None, max_length=40)
+    settled_before: str | None = Field(
+        None, max_length=40, description="From the answer before, where there was more."
+    )
 
 
 class Replay(Chosen):
@@ -231,18 +234,20 @@ async def replay(number: Number, body: Replay, ports: Ports, key: Key) -> Docume
         raise InvalidRequest(
             "the endpoint is disabled", path="number", expected="enable it before the replay"
         )
-    ids, since, until = _chosen(body)
-    command = ReplayDeliveries(key, number, ids, since, until, tuple(body.states))
+    ids, since, until, before = _chosen(body, ports.clock.now())
+    command = ReplayDeliveries(key, number, ids, since, until, tuple(body.states), before)
     count, more = await _on_all(ports, command)
-    return {"replayed": count, "more": more}
+    return {"replayed": count, "more": more, "settled_before": as_text(before)}
 
 
 @router.post("/{number}/discard", dependencies=[WRITE], summary="Do not deliver what waits")
 async def discard(number: Number, body: Discard, ports: Ports, key: Key) -> Document:
     await _required(ports, number)
-    ids, since, until = _chosen(body)
-    count, more = await _on_all(ports, DiscardDeliveries(key, number, ids, since, until, body.why))
-    return {"discarded": count, "more": more}
+    ids, since, until, before = _chosen(body, ports.clock.now())
+    count, more = await _on_all(
+        ports, DiscardDeliveries(key, number, ids, since, until, body.why, before)
+    )
+    return {"discarded": count, "more": more, "settled_before": as_text(before)}
 
 
 # -- inside ----------------------------------------------------------------------------------------
@@ -302,9 +307,12 @@ def _delivery_id(text: str, path: str) -> int:
         ) from None
 
 
-def _chosen(body: Chosen) -> tuple[tuple[int, ...], datetime | None, datetime | None]:
+def _chosen(
+    body: Chosen, now: datetime
+) -> tuple[tuple[int, ...], datetime | None, datetime | None, datetime]:
     ids = tuple(_delivery_id(text, f"ids[{n}]") for n, text in enumerate(body.ids))
-    return ids, instant(body.since, "since"), instant(body.until, "until")
+    before = instant(body.settled_before, "settled_before") or now
+    return ids, instant(body.since, "since"), instant(body.until, "until"), before
 
 
 async def _on_all(
