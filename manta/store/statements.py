@@ -54,11 +54,21 @@ def correct(source: str) -> str:
     )
 
 
+# A column of mostly nulls would be run-length encoded, and to fetch the rows of a few people by the
+# index, half of what it costs would go into finding the place in the runs.
+_COMPRESSIONS = {("events", "amount"): "alp"}
+
+
 def create(table: Table) -> str:
-    columns = [f"{name} {sql_type}" for name, sql_type in table.columns]
+    columns = [f"{name} {sql_type}{_compression(table, name)}" for name, sql_type in table.columns]
     if table.key:
         columns.append(f"PRIMARY KEY ({', '.join(table.key)})")
     return f"CREATE TABLE {table.name} ({', '.join(columns)})"
+
+
+def _compression(table: Table, column: str) -> str:
+    chosen = _COMPRESSIONS.get((table.name, column))
+    return "" if chosen is None else f" USING COMPRESSION {chosen}"
 
 
 def write(name: str, op: Op, columns: Sequence[str]) -> str:
