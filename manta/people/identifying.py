@@ -293,36 +293,35 @@ class _Identifying:
 
     async def join_anonymous(self) -> None:
         """Whoever has the anonymous id is merged into who is named, or gives it up."""
-        pairs: dict[int, _One] = {}
+        pairs: list[tuple[int, _One]] = []
         for each in self._going():
             value = each.names.get(ANONYMOUS_ID)
             other = self._owners[ANONYMOUS_ID, value] if value is not None else None
             if each.is_named and other is not None and other != each.owner:
-                pairs[other] = each
-        others = {each.owner for each in self._going() if each.owner is not None}
+                pairs.append((other, each))
         if not pairs:
             return
-        now = await living(self._shards, [*pairs, *others], self._deadline_s)
-        jobs = []
-        for other, each in pairs.items():
-            assert each.owner is not None
-            each.person = now[each.owner]
+        ids = {id for other, each in pairs for id in (other, each.owner) if id is not None}
+        now = await living(self._shards, ids, self._deadline_s)
+        jobs: dict[int, Joining] = {}  # the last word on each visitor counts
+        for other, each in pairs:
+            each.person = now[each.owner or 0]
             if now[other] != each.person:
-                jobs.append(Joining(now[other], each.person, IDENTIFIED, only_anonymous=True))
-        await join_many(self._shards, jobs, self._deadline_s)
-        outcomes = {job.from_id: job for job in jobs}
-        released = []
-        for other, each in pairs.items():
-            job = outcomes.get(now[other])
+                visitor = now[other]
+                jobs[visitor] = Joining(visitor, each.person, IDENTIFIED, only_anonymous=True)
+        await join_many(self._shards, list(jobs.values()), self._deadline_s)
+        released: dict[str, tuple[int, int, _One]] = {}
+        for other, each in pairs:
+            job = jobs.get(now[other])
             if job is None:
                 continue
             if job.error is not None:
                 each.error = job.error
             elif job.step is Step.KNOWN:
-                released.append((other, now[other], each))
+                released[each.names[ANONYMOUS_ID]] = other, now[other], each
             else:
-                each.merged = job.step is Step.DONE
-        await self._move(released)
+                each.merged = job.step is Step.DONE and job.to_id == each.person
+        await self._move(list(released.values()))
 
     async def _move(self, moved: Sequence[tuple[int, int, _One]]) -> None:
         """The anonymous id of another known person becomes that of who is named now."""

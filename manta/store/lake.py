@@ -6,6 +6,11 @@ gone. What a shard has committed since its last flush is not in the lake yet. Vi
 more than the tables: ``shard``. Files stay for a day after their manifest was replaced, so a
 connection is good for a day; open a new one to see newer state.
 
+A person who was merged into another has no profile. What they did stays under their own id, and a
+copy with a ``merge_id`` stands under the id of whom they live on as: counts over many people leave
+copies out (``merge_id IS NULL``), questions about one person have them. ``living`` says whom each
+merged id lives on as, however many merges it took.
+
 Nothing here writes; any number of readers may be open while shards work.
 """
 
@@ -24,9 +29,9 @@ import pyarrow.parquet as pq
 
 from manta.clock import SystemClock
 from manta.rules import meaning
-from manta.schema import ATTRIBUTE_PREFIX, SQL_TYPES, TABLES, AttributeType, Table
+from manta.schema import ALIASES, ATTRIBUTE_PREFIX, SQL_TYPES, TABLES, AttributeType, Table
 from manta.store.flush import DELETED, SEQUENCE
-from manta.store.hiding import HIDING, VISIBLE
+from manta.store.hiding import HIDING, UNDONE, VISIBLE
 from manta.store.manifest import FileEntry, Manifest, Manifests
 from manta.store.objects import ObjectStore, open_objects
 from manta.store.objects_s3 import S3Objects
@@ -34,6 +39,7 @@ from manta.store.past import turn_back
 from manta.store.statements import arrow_schema
 
 CORRECTIONS = "traffic_corrections"
+_MERGES_MAX = 16  # in a row; manta.people.aliases makes no longer chain
 _SHARD = re.compile(r"/shard=(\d+)/")
 
 
@@ -74,6 +80,7 @@ def of_manifests(
         is_whole = len(files) == len({shard_of(file.path) for file in files})
         view = _view(table, source, filed, is_whole)
         connection.execute(f"CREATE VIEW {table.name} AS {view}")
+    connection.execute(f"CREATE VIEW living AS {_living(ALIASES.name in filed)}")
     if as_of is not None:
         turn_back(connection, as_of)
     return connection
@@ -152,6 +159,19 @@ def _view(table: Table, source: str | None, filed: set[str], is_whole: bool) -> 
     return (
         f"{empty} UNION ALL BY NAME "
         f"SELECT * EXCLUDE ({SEQUENCE}, {DELETED}) FROM ({rows}) WHERE NOT {DELETED}"
+    )
+
+
+def _living(merged: bool) -> str:
+    """Whom each merged id lives on as, through all merges that stand: ``from_id``, ``to_id``."""
+    if not merged:
+        return "SELECT NULL::BIGINT AS from_id, NULL::BIGINT AS to_id WHERE false"
+    standing = f"SELECT DISTINCT from_id, to_id FROM aliases WHERE state <> '{UNDONE}'"
+    return (
+        f"WITH RECURSIVE step AS ({standing}), chain AS (SELECT *, 1 AS merges FROM step"
+        " UNION ALL SELECT c.from_id, s.to_id, c.merges + 1 FROM chain c"
+        f" JOIN step s ON s.from_id = c.to_id WHERE c.merges <= {_MERGES_MAX})"
+        " SELECT from_id, arg_max(to_id, merges) AS to_id FROM chain GROUP BY from_id"
     )
 
 

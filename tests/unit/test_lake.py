@@ -157,3 +157,59 @@ def test_a_damaged_manifest_is_named(objects: FileObjects, tmp_path: Path) -> No
     FaultyObjects(objects, Random(1)).flip("default/manifest/shard=000/000001.json", 500)
     with pytest.raises(Damaged, match="000001"):
         lake.open(str(tmp_path / "it's a root"))
+
+
+def test_merged_people_are_followed_and_copies_of_undone_merges_are_hidden(
+    objects: FileObjects, tmp_path: Path
+) -> None:
+    def alias(from_id: int, to_id: int, merge_id: int, state: str) -> dict[str, Any]:
+        return {"from_id": from_id, "to_id": to_id, "merge_id": merge_id, "state": state}
+
+    one, two = shard(objects, 0), shard(objects, 1)
+    one.execute(
+        [
+            write(
+                person(1),
+                event(1, "bought", event_id=7),
+                upsert("aliases", alias(1, 2, 11, "merged"), alias(5, 6, 12, "undone")),
+            )
+        ]
+    )
+    flush(one)
+    one.execute([write(delete("profiles", {"subscriber_id": 1}))])
+    flush(one)
+    # Of a merge that was undone and made again, and of one into a third person.
+    two.execute(
+        [
+            write(
+                person(2),
+                person(3),
+                event(2, "bought", event_id=7, merge_id=10),
+                event(2, "bought", event_id=7, merge_id=11),
+                event(3, "bought", event_id=7, merge_id=13),
+                upsert(
+                    "aliases",
+                    alias(1, 2, 10, "undone"),
+                    alias(1, 2, 11, "merged"),
+                    alias(2, 3, 13, "merged"),
+                ),
+            )
+        ]
+    )
+    flush(two)
+    for store in (one, two):
+        store.maintain()
+    with lake.open(str(tmp_path / "it's a root")) as connection:
+        living = connection.sql("SELECT * FROM living ORDER BY 1").fetchall()
+        assert living == [(1, 3), (2, 3)]
+        seen = connection.sql("SELECT subscriber_id, merge_id FROM events ORDER BY 1").fetchall()
+        assert seen == [(1, None), (2, 11), (3, 13)]
+        assert connection.sql("SELECT subscriber_id FROM profiles ORDER BY 1").fetchall() == [
+            (2,),
+            (3,),
+        ]
+    with lake.open(str(tmp_path / "nothing")) as connection:
+        assert connection.sql("SELECT * FROM living").fetchall() == []
+    two.close()
+    again = shard(objects, 1)  # what is loaded from files hides the same
+    assert again.database.rows("SELECT merge_id FROM events ORDER BY 1") == [(11,), (13,)]
