@@ -52,7 +52,8 @@ async def build_tracking(settings: Settings, handles: Handles) -> App:
 
     keys = LinkKeys(handles.catalog, settings.workspace, handles.clock)
     hits = hit_gatherer(handles.shards, _incarnation(), SystemRandom())
-    return Tracking(handles, keys, hits, TrustedProxies(settings.http.trusted_proxies))
+    proxies = TrustedProxies(settings.http.trusted_proxies)
+    return front(Preferences(handles, keys, proxies), Tracking(handles, keys, hits, proxies))
 
 
 async def build_ingest(settings: Settings, handles: Handles) -> App:
