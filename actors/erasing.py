@@ -119,8 +119,7 @@ class Erasing:
             if wait_s > 0:
                 await asyncio.sleep(min(wait_s, PURGE_LOOK_S))
             else:
-                until = self._clock.now() - READERS_HAVE
-                await self._patiently(lambda until=until: self._purge(until))
+                await self._patiently(self._purge_due)
 
     async def run(self, at_once: bool) -> None:
         """One pass, tried until it has succeeded; a call during a pass has another one follow.
@@ -187,7 +186,10 @@ class Erasing:
                 self._threads.maintenance,
                 lambda: erasure.rewrite(self._store, swept, now, elsewhere),
             )
-            await self._in(self._threads.writer, lambda: erasure.forget(self._store, swept))
+            named = await self._in(
+                self._threads.maintenance, lambda: erasure.named_in_memory(self._store, swept)
+            )
+            await self._in(self._threads.writer, lambda: erasure.forget(self._store, swept, named))
         self._published.set()
 
     async def _waiting(self) -> list[dict[str, Any]]:
@@ -209,6 +211,9 @@ class Erasing:
             if not held or self._clock.monotonic() >= until_s:
                 return waiting
             await asyncio.sleep(HELD_LOOK_S)
+
+    async def _purge_due(self) -> None:
+        await self._purge(self._clock.now() - READERS_HAVE)
 
     async def _purge(self, until: datetime | None) -> None:
         if erasure.unpurged_since(self._store.maintenance.manifest) is None:

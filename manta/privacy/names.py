@@ -22,6 +22,7 @@ from manta.people.identities import EMAIL
 REPLACED = "[erased]"
 TELLING_LENGTH_MIN = 6  # of names other than addresses, to be looked for in free text
 QUOTED_LENGTH_MIN = 2
+NOTHING = r"[^\s\S]"  # a pattern that no text has
 _BEFORE = r"(^|[^\pL\pN_.+@-])"
 _AFTER = r"($|[^\pL\pN_@.-]|[.-](?:$|[^\pL\pN]))"
 
@@ -43,19 +44,31 @@ def from_json(text: str | None) -> set[Name]:
 
 def pattern(names: Iterable[Name], people: Iterable[int]) -> str:
     """The RE2 pattern of the telling names and of the people's ids as text."""
+    words = _telling(names, people)
+    return f"(?i){_BEFORE}(?:{_any(words)}){_AFTER}" if words else NOTHING
+
+
+def quick_pattern(names: Iterable[Name], people: Iterable[int]) -> str:
+    """What every text has in which ``pattern`` finds something: asked first, it spares two thirds
+    of the time."""
+    words = _telling(names, people)
+    return f"(?i)(?:{_any(words)})" if words else NOTHING
+
+
+def _telling(names: Iterable[Name], people: Iterable[int]) -> list[str]:
     words = [n.value for n in names if n.kind == EMAIL or len(n.value) >= TELLING_LENGTH_MIN]
-    words += [text for id in people for text in (encode_id(id), str(id))]
-    return f"(?i){_BEFORE}(?:{_any(words)}){_AFTER}" if words else ""
+    return words + [text for id in people for text in (encode_id(id), str(id))]
 
 
 def body_pattern(names: Iterable[Name], people: Iterable[int]) -> str:
     """The same, or any name as a JSON string, for bodies that may be the person's own."""
     names = list(names)
-    parts = [pattern(names, people)]
+    people = list(people)
+    parts = [pattern(names, people)] if _telling(names, people) else []
     quoted = [n.value for n in names if len(n.value) >= QUOTED_LENGTH_MIN]
     if quoted:
         parts.append(f'(?i)"(?:{_any(quoted)})"')
-    return "|".join(f"(?:{part})" for part in parts if part)
+    return "|".join(f"(?:{part})" for part in parts) or NOTHING
 
 
 def replaced(column: str, text: str) -> str:

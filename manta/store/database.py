@@ -367,7 +367,9 @@ class ShardDatabase(Reader):
         self._connection.execute(f"DELETE FROM {table} WHERE {where}", list(params))
         self._connection.commit()
 
-    def rewrite_texts(self, table: str, columns: Sequence[str], shown: str, pattern: str) -> None:
+    def rewrite_texts(
+        self, table: str, columns: Sequence[str], where: str, shown: str, pattern: str
+    ) -> None:
         """Write texts anew in which the pattern is found, in a transaction of its own; not a change
         of the state. ``shown`` is the SQL of the new text, with ``{column}`` and the pattern as its
         parameters."""
@@ -376,7 +378,7 @@ class ShardDatabase(Reader):
             new = shown.format(column=column)
             self._connection.execute(
                 f"UPDATE {table} SET {column} = {new}"
-                f" WHERE {column} IS NOT NULL AND regexp_matches({column}, ?)",
+                f" WHERE {where} AND coalesce(regexp_matches({column}, ?), FALSE)",
                 [pattern] * (new.count("?") + 1),
             )
         self._connection.commit()

@@ -41,7 +41,7 @@ import pyarrow.parquet as pq
 from manta.clock import as_text, parse_instant
 from manta.ids import NOBODY
 from manta.privacy.commands import TEXTS, KeepErasing, Sweep, Swept
-from manta.privacy.names import body_pattern, pattern, replaced
+from manta.privacy.names import body_pattern, pattern, quick_pattern, replaced
 from manta.schema import (
     ALIASES,
     ERASURES,
@@ -144,8 +144,23 @@ def rewrite(
     return report
 
 
-def forget(store: ShardStore, swept: Swept) -> None:
-    """In the writer's thread: what said that they were to be erased leaves memory as well.
+def named_in_memory(store: ShardStore, swept: Swept) -> list[int]:
+    """Beside the writer: whose events in memory name the erased in their texts."""
+    found = " OR ".join(
+        f"(regexp_matches({column}, $1) AND regexp_matches({column}, $2))" for column in EVENT_TEXTS
+    )
+    patterns = [f(swept.names, swept.people) for f in (quick_pattern, pattern)]
+    reader = store.reader()
+    try:
+        rows = reader.rows(f"SELECT DISTINCT subscriber_id FROM events WHERE {found}", patterns)
+    finally:
+        reader.close()
+    return [id for (id,) in rows]
+
+
+def forget(store: ShardStore, swept: Swept, named: Sequence[int] = ()) -> None:
+    """In the writer's thread: what said that they were to be erased leaves memory as well, and
+    their names leave the events of those whom ``named_in_memory`` found.
 
     Of whom something has come in since the sweep, it is written once more, for the next pass.
     """
@@ -159,9 +174,11 @@ def forget(store: ShardStore, swept: Swept) -> None:
         database.drop(EVENTS.name, f"merge_id {which}", [list(swept.merges)])
     database.drop(ERASURES.name, f"subscriber_id {which}", ids)
     database.drop(ALIASES.name, f"from_id {which} OR to_id {which}", ids * 2)
-    found = pattern(swept.names, swept.people)
-    if found:
-        database.rewrite_texts(EVENTS.name, EVENT_TEXTS, replaced("{column}", "?"), found)
+    if named:
+        found = pattern(swept.names, swept.people)
+        whose = f"subscriber_id IN ({', '.join(str(int(id)) for id in named)})"
+        shown = replaced("{column}", "?")
+        database.rewrite_texts(EVENTS.name, EVENT_TEXTS, whose, shown, found)
 
 
 def purge(store: ShardStore, until: datetime | None = None) -> int:
@@ -190,7 +207,7 @@ def _number_of(manifests: Manifests, passes: Sequence[Sequence[Any]]) -> int:
     manifests of unknown outcome had taken some."""
     if not passes:
         return 0
-    at, number = max(passes)
+    at, number = max((str(at), int(number)) for at, number in passes)
     while (found := manifests.read(number)) is not None:
         if any(each[0] == at for each in found.extra.get(UNPURGED, ())):
             return number
@@ -262,6 +279,7 @@ class _Rewriting:
         self._objects, self._maintenance = store.objects, store.maintenance
         self._swept, self._report = swept, report
         self._texts = pattern(swept.names, swept.people)
+        self._quick = quick_pattern(swept.names, swept.people)
         self._bodies = body_pattern(swept.names, swept.people)
 
     def run(self) -> dict[str, tuple[FileEntry, ...]]:
@@ -333,8 +351,7 @@ class _Rewriting:
     ) -> FileEntry | None:
         typed = ", ".join(f"NULL::{kind} AS {name}" for name, kind in EVENTS.columns)
         source = f"(SELECT {typed} WHERE false UNION ALL BY NAME SELECT * FROM {PARQUET})"
-        named = " OR ".join(f"regexp_matches({c}, $texts)" for c in EVENT_TEXTS)
-        named = named.replace("$texts", f"'{_quoted(self._texts)}'")
+        named = " OR ".join(self._names_them(column) for column in EVENT_TEXTS)
         gone = (
             "(subscriber_id IN (SELECT id FROM people) OR merge_id IN (SELECT id FROM merges)"
             f" OR (subscriber_id = {NOBODY} AND coalesce({named}, FALSE)))"
@@ -354,7 +371,7 @@ class _Rewriting:
             return None
         text = f"'{_quoted(self._texts)}'"
         shown = ", ".join(
-            f"CASE WHEN regexp_matches({c}, {text}) THEN {replaced(c, text)} ELSE {c} END AS {c}"
+            f"CASE WHEN {self._names_them(c)} THEN {replaced(c, text)} ELSE {c} END AS {c}"
             for c in EVENT_TEXTS
         )
         query = f"SELECT * REPLACE ({shown}) FROM {source} WHERE NOT {gone}"
@@ -444,13 +461,19 @@ class _Rewriting:
         if table is QUARANTINE:
             pattern_of = f"'{_quoted(self._bodies)}'"
             others += [f"regexp_matches({c}, {pattern_of})" for c in ("body", "problem")]
-        for column in TEXTS.get(table.name, ()):
-            others.append(f"regexp_matches({column}, '{_quoted(self._texts)}')")
+        others += [self._names_them(column) for column in TEXTS.get(table.name, ())]
         if table.name == "ledger":
             others.append("lower(send_to) IN (SELECT value FROM names WHERE kind = 'email')")
         parts = [f"coalesce({part}, FALSE)" for part in (*theirs, *others)]
         mine = [f"coalesce({part}, FALSE)" for part in theirs]
         return " OR ".join(parts), " OR ".join(mine) or "FALSE"
+
+    def _names_them(self, column: str) -> str:
+        quick, exact = _quoted(self._quick), _quoted(self._texts)
+        return (
+            f"(coalesce(regexp_matches({column}, '{quick}'), FALSE)"
+            f" AND regexp_matches({column}, '{exact}'))"
+        )
 
     # -- both --------------------------------------------------------------------------------------
 

@@ -73,7 +73,7 @@ class House:
         swept = erasure.sweep(self.store)
         assert swept is not None
         report = erasure.rewrite(self.store, swept, self.clock.now())
-        erasure.forget(self.store, swept)
+        erasure.forget(self.store, swept, erasure.named_in_memory(self.store, swept))
         if purge:
             erasure.purge(self.store)
         return report
