@@ -233,8 +233,42 @@ class Client:
     def segment(self, id: int) -> Document:
         return _document(self._http.get(f"/segments/{int(id)}"))
 
-    def create_segment(self, name: str, rule: Rule) -> Document:
-        return _document(self._http.post("/segments", {"name": name, "rule": dict(rule)}))
+    def create_segment(self, name: str, rule: Rule, type: str = "rule") -> Document:
+        """``type`` ``snapshot``: whom the rule holds for now, and stay. Lists: ``create_list``."""
+        fields = {"name": name, "type": type, "rule": dict(rule)}
+        return _document(self._http.post("/segments", fields))
+
+    def create_list(self, name: str) -> Document:
+        """A segment whose members are put on it by ``edit_list``."""
+        return _document(self._http.post("/segments", {"name": name, "type": "list"}))
+
+    def edit_list(self, id: int, add: Sequence[str] = (), remove: Sequence[str] = ()) -> Document:
+        """Put people (addresses or ids) on a list, take people off it; any number of them.
+
+        Answers how many ``entered`` and ``left``, and which names are ``unknown``."""
+        totals: Document = {"entered": 0, "left": 0, "unknown": []}
+        for name, people in (("add", list(add)), ("remove", list(remove))):
+            for start in range(0, len(people), PAGE_ROWS):
+                part = {name: people[start : start + PAGE_ROWS]}
+                answer = _document(self._http.post(f"/segments/{int(id)}/members", part))
+                totals = {key: totals[key] + answer[key] for key in totals}
+        return totals
+
+    def members(self, id: int) -> Iterator[Document]:
+        """Everybody in a live segment, a list or a snapshot: ``id`` and ``email``."""
+        return self._http.pages(f"/segments/{int(id)}/members", limit=PAGE_ROWS)
+
+    def growth(self, id: int, days: int = 90) -> list[Document]:
+        """Day by day who entered and left a segment, and its size at the end of the day."""
+        return list(self._http.get(f"/segments/{int(id)}/growth", days=days)["days"])
+
+    def overlap(self, *ids: int) -> list[Document]:
+        """For each pair of segments how many people are in both."""
+        answer = self._http.post("/segments/overlap", {"segments": [int(id) for id in ids]})
+        return list(answer["pairs"])
+
+    def delete_segment(self, id: int) -> None:
+        self._http.request("DELETE", f"/segments/{int(id)}")
 
     def segment_count(self, audience: int | Rule) -> int:
         """How many people a segment or a rule holds for now."""

@@ -64,6 +64,13 @@ def test_people_in_a_segment_and_out(run, tmp_path):
     assert run("segment", "count", "1") == run("segment", "count", "rule.json") == "1\n"
     assert "p0@x.example" in run("segment", "sample", "1")
     assert "Rome" in run("segment", "list")
+    assert run("segment", "create-list", "Friends") == "segment 2\n"
+    added = run("segment", "add", "2", "p0@x.example", "no@x.example")
+    assert added == "1 entered, 0 left\nunknown: no@x.example\n"
+    assert "p0@x.example" in run("segment", "members", "2")
+    assert "1" in run("segment", "growth", "2", "--days", "1")
+    assert run("segment", "remove", "2", "p0@x.example").startswith("0 entered, 1 left")
+    assert run("segment", "delete", "2") == "segment 2 is deleted\n"
     assert "1 people" in run("export", "rome.csv", "--segment", "1")
     assert "p0@x.example" in Path("rome.csv").read_text()
     assert "12 people" in run("export", "all.parquet")
