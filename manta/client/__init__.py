@@ -13,7 +13,7 @@ right. Changes are retried under one key, so nothing happens twice (``manta.clie
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
