@@ -129,8 +129,7 @@ def _moving_flips(rule: Sequence, zone: str) -> Flips:
     def flips(person: Person, now: datetime) -> Iterator[datetime]:
         for type_ in {step.happening.type for step in rule.steps}:
             for row in person.events.get(type_, ()):
-                yield from (row[0], plus(row[0], wait), plus(row[0], width))
-                yield plus(row[0], wait + width)
+                yield from (row[0], plus(row[0], wait), plus(row[0], wait + width))
         for type_, test, read in readers:
             for row in person.events.get(type_, ()):
                 value = read(row)
