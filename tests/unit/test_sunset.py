@@ -1,19 +1,26 @@
 """Sunset: who falls asleep, what wakes them, and what it must not touch."""
 
 import json
+from random import Random
 
+import pyarrow as pa
 import pytest
 
+from manta.clock import ManualClock
 from manta.command import Context
 from manta.delivery.screening import Wanted, screen
 from manta.errors import InvalidRequest
 from manta.people.consents import SetConsent
-from manta.people.definitions import SUNSET, SetDefinition
+from manta.people.definitions import SEGMENT, SUNSET, SetDefinition
 from manta.people.history import recorded
+from manta.people.memberships import WANTED, ApplyMemberships
 from manta.people.sunset import SunsetDeriver, checked, default_rule, shard_body
 from manta.people.suppressions import LIFTED_BY_CONSENT, LiftSuppression, Suppress
+from manta.people.upsert import UpsertPeople
 from manta.rules.tree import parse
-from tests.unit.people_shard import Shard
+from manta.store.shard import ShardStore
+from tests.faults import MemoryObjects
+from tests.unit.people_shard import START, Shard
 from tests.unit.serve_fakes import FakeDocuments
 
 
@@ -45,8 +52,6 @@ class Sleepers(Shard):
         self.happens("membership_changed", person, said)
 
     def happens(self, kind, person, said=None, human=None):
-        import pyarrow as pa
-
         change = recorded(
             kind, pa.array([person], pa.int64()), said or {}, self.now, self.random, human=human
         )
@@ -170,3 +175,46 @@ def test_the_default_rule_is_one():
     for messages, days in ((0, 10), (1, 0), (101, 1), (1, 391)):
         with pytest.raises(InvalidRequest):
             default_rule(messages, days)
+
+
+def test_in_the_group_that_stores_the_membership_and_after_a_crash(tmp_path):
+    clock = ManualClock(START)
+    objects = MemoryObjects(clock)
+
+    def opened(nonce):
+        store = ShardStore(
+            objects, "default", 0, nonce * 16, clock, Random(1), derivers=(SunsetDeriver(),)
+        )
+        store.recover()
+        return store
+
+    def stops(store):
+        return store.database.rows("SELECT channel, address, reason FROM suppressions")
+
+    def answers(store, *commands):
+        outcomes = store.execute(list(commands))
+        assert not any(outcome.failed for outcome in outcomes), outcomes
+        return [outcome.answer for outcome in outcomes]
+
+    store = opened(b"a")
+    rows = pa.table({"email": ["ann@x.example"]})
+    (upserted,) = answers(store, UpsertPeople(None, rows, "test"))
+    (ann,) = upserted.ids.to_pylist()
+    live = {"name": "Asleep", "type": "rule", "live": True, "rule": None, "attributes": {}}
+    body = {"name": "Quiet", "topic": None, "segment_id": 7}
+    answers(
+        store,
+        SetDefinition(None, SEGMENT, "7", 1, live),
+        SetDefinition(None, SUNSET, "1", 1, body),
+    )
+    moved = {"subscriber_id": ann, "segment_id": 7, "member": True}
+    entered = pa.Table.from_pylist([moved], schema=WANTED)
+    groups = store.sequence
+    answers(store, ApplyMemberships(None, entered, "live"))
+    assert store.sequence == groups + 1
+    assert stops(store) == [("email", "ann@x.example", "sunset")]
+    again = opened(b"b")
+    assert stops(again) == [("email", "ann@x.example", "sunset")]
+    answers(again, SetConsent(None, ann, "email", "news", "subscribed", "form"))
+    assert stops(again) == []
+    assert again.figures.derivers_failed == 0
