@@ -52,6 +52,7 @@ from serve_apps.limits import (
 )
 from serve_apps.links import LinkKeys
 from serve_apps.problems import RETRY_AFTER_S, TooLarge
+from serve_apps.visits import Visits
 
 CLICK_PATIENCE_S = 2.0
 USER_AGENT_LENGTH_MAX = 256
@@ -111,6 +112,7 @@ class Tracking:
         self._director = handles.director
         self._clock = handles.clock
         self._keys = keys
+        self._visits = Visits(handles, keys)
         self._hits = hits
         self._trusted = trusted or TrustedProxies(())
         self._witness = Witness()
@@ -189,7 +191,8 @@ class Tracking:
         if said.link == DECOY_LINK:
             await _send_page(send, 200, landing.DECOY, head=head)
             return
-        location = (b"location", quote(said.url, safe=_URL_SAFE).encode("ascii"))
+        target = said.url if head else self._visits.target(said)
+        location = (b"location", quote(target, safe=_URL_SAFE).encode("ascii"))
         await send({"type": _START, "status": 302, "headers": [location, *_REDIRECT_HEADERS]})
         await send(_NO_BODY)
 

@@ -12,15 +12,17 @@ from typing import Any
 import pytest
 
 from manta.clock import as_text
-from manta.content.tokens import keyring_of
+from manta.content.tokens import TokenKind, keyring_of
 from manta.errors import StoreUnavailable
-from manta.ids import MessageRef
+from manta.ids import NOBODY, MessageRef
 from manta.ingestion import quarantine
 from manta.ingestion.visits import is_of, tagged, visit_token
 from serve_apps.api import create_api
 from serve_apps.collect.rates import Buckets, Rate
 from serve_apps.collect.snippet import SNIPPET
+from serve_apps.links import LinkKeys
 from serve_apps.problems import TooMany
+from serve_apps.visits import Visits
 from tests.unit.serve_fakes import NOW, client
 from tests.unit.serve_world import House, house
 
@@ -374,3 +376,23 @@ async def test_sources_are_kept_and_say_whether_traits_become_attributes(world, 
     assert "colour" not in (await http.get("/v1/attributes")).json().get("attributes", {})
     (listed,) = (await http.get("/v1/sources")).json()["items"]
     assert (await http.delete(f"/v1/sources/{listed['id']}")).status_code == 204
+
+
+async def test_a_click_that_leads_to_a_site_takes_a_token_along(world, http):
+    await public(world, http)
+    ring = keyring_of(await world.handles.catalog.call("token_keys"), "default")
+    keys = LinkKeys(world.handles.catalog, "default", world.clock)
+    visits = Visits(world.handles, keys)
+    ref = MessageRef(5, 6)
+
+    def target(url: str, ref: MessageRef = ref) -> str:
+        said = ring.verify(ring.sign(TokenKind.CLICK, ref, 7, 1, url), NOW)
+        return visits.target(said)
+
+    assert target("https://shop.example/x") == "https://shop.example/x"  # nothing is known yet
+    await visits.refresh()
+    address, _, token = target("https://shop.example/x").partition("?mt=")
+    assert address == "https://shop.example/x"
+    assert ring.verify(token, NOW, TokenKind.VISIT).ref == ref
+    assert target("https://other.example/x") == "https://other.example/x"
+    assert target("https://shop.example/x", MessageRef(NOBODY, 6)) == "https://shop.example/x"
