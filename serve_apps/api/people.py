@@ -25,7 +25,7 @@ from manta.people.identifying import (
 from manta.people.identities import EMAIL, KINDS
 from serve_apps import reads
 from serve_apps.api.wiring import Key, Ports, SubscriberId, needs
-from serve_apps.bodies import Body
+from serve_apps.bodies import Body, instant
 from serve_apps.limits import BATCH_ITEMS_MAX, CALL_DEADLINE_S
 from serve_apps.problems import as_item
 from serve_apps.upserts import Row, Upserts, checked_address, upsert_rows
@@ -63,6 +63,14 @@ class Batch(Body):
 
 class ChangedConsent(GivenConsent):
     source: str = Field("api", max_length=200)
+    proof: dict[str, Any] | None = Field(
+        None,
+        max_length=20,
+        description="method, ip, user_agent, form, page, wording, at: how it was given.",
+    )
+    expires_at: str | None = Field(
+        None, max_length=40, description="Of a pending one; seven days from now if absent."
+    )
 
 
 class Unsubscription(Body):
@@ -176,9 +184,12 @@ async def set_consent(
     subscriber_id: SubscriberId, body: ChangedConsent, ports: Ports, key: Key
 ) -> dict[str, Any]:
     """The person's own word, or yours on their behalf: it is always taken."""
+    expires_at = instant(body.expires_at, "expires_at")
 
     def command(id: int) -> SetConsent:
-        return SetConsent(key, id, body.channel, body.topic, body.status, body.source)
+        return SetConsent(
+            key, id, body.channel, body.topic, body.status, body.source, body.proof, expires_at
+        )
 
     return await _changed(ports, subscriber_id, command)
 

@@ -19,6 +19,7 @@ from manta.ids import NOBODY, MessageRef, decode_id
 from manta.people.commands import SetConsent, Suppress, Unsubscribe
 from manta.people.topics import checked as checked_topic
 from manta.people.topics import nearest
+from manta.privacy.hashes import keyed_hash
 from serve_apps import landing
 from serve_apps.api import create_api
 from serve_apps.links import LinkKeys
@@ -27,6 +28,7 @@ from serve_apps.preferences.confirming import built_in
 from serve_apps.preferences.texts import language_for, texts
 from tests.unit.serve_fakes import FakeDocuments, client
 from tests.unit.serve_world import SHARDS, House, house
+from tests.unit.store_shard import Write, upsert
 from tests.unit.test_serve_proofs import _director
 
 NEWS = {
@@ -215,6 +217,39 @@ async def test_a_confirmation_lifts_an_unsubscription_and_no_complaint(world):
     assert states == {"a@x.example": "planned", "b@x.example": "suppressed"}
     left = (await world.api.get("/v1/suppressions")).json()["items"]
     assert [(s["address"], s["reason"]) for s in left] == [("b@x.example", "complaint")]
+
+
+async def test_an_erased_person_comes_back_by_a_confirmation_only(world):
+    shards = world.house.handles.shards
+    mark = keyed_hash(b"p" * 32, "email", "a@x.example")
+    row = {"channel": "email", "address": mark, "reason": "erased", "source": "erasure"}
+    for shard in range(SHARDS):
+        await shards.execute(shard, Write((upsert("suppressions", row),)))
+    consent = {"channel": "email", "topic": "offers", "status": "subscribed"}
+    body = {"email": "a@x.example", "consent": consent}
+    assert (await world.api.post("/v1/subscribers", json=body)).status_code == 201
+    assert await world.consents("a@x.example") == {}
+    assert (await world.sign_up("a@x.example", "offers")).status_code == 202
+    assert await world.consents("a@x.example") == {"offers": "pending"}
+    assert [m["state"] for m in await world.mails()] == ["planned"]
+    person = await world.person("a@x.example")
+    path = await world.link(TokenKind.CONFIRM, decode_id(person["id"]))
+    assert (await world.pages.post(path, data={"topic": "offers"})).status_code == 200
+    assert await world.consents("a@x.example") == {"offers": "subscribed"}
+    assert (await world.api.get("/v1/suppressions")).json()["items"] == []
+
+
+async def test_the_proof_that_an_operator_has(world):
+    await world.sign_up("a@x.example", "offers")
+    id = (await world.person("a@x.example"))["id"]
+    body = {"topic": "news", "status": "pending", "proof": {"method": "api", "form": "till"},
+            "expires_at": "2026-03-02T00:00:00Z"}  # fmt: skip
+    path = f"/v1/subscribers/{id}/consents"
+    assert (await world.api.put(path, json=body)).status_code == 200
+    (held,) = [c for c in (await world.person("a@x.example"))["consents"] if c["topic"] == "news"]
+    assert (held["status"], held["expires_at"][:10]) == ("pending", "2026-03-02")
+    wrong = await world.api.put(path, json=body | {"proof": {"colour": "red"}})
+    assert (wrong.status_code, wrong.json()["path"]) == (422, "proof.colour")
 
 
 async def test_a_confirmation_that_comes_too_late(world):
