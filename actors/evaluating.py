@@ -38,6 +38,7 @@ from manta.store.shard import ShardStore
 
 T = TypeVar("T")
 logger = logging.getLogger("manta.actors.evaluating")
+CLOCK_LOOK_S = 3_600.0  # a clock that was set is noticed after this at the latest
 Execute = Callable[[Sequence[Command]], Awaitable[list[Any]]]
 
 
@@ -163,7 +164,7 @@ class Evaluating:
             return None
         due_s = (self._next_flip - self._store.context().now).total_seconds()
         gap_s = self._last_flips_s + self.settings.flips_gap_s - self._clock.monotonic()
-        return max(0.0, due_s, gap_s)
+        return max(0.0, min(due_s, CLOCK_LOOK_S), gap_s)
 
     async def _round(self) -> None:
         awaited = list(self._awaited)

@@ -362,6 +362,7 @@ def measure(root: str, folder: str, options: argparse.Namespace) -> dict[str, An
         accepted, moves = child.ask(END_OF_WORK).result(300)
         look(accepted, moves, load, seen)
         child.process.join(60)
+    print("never seen:", seen.missing[:5], "and by query:", lost, flush=True)
     for status in statuses:
         print({name: value for name, value in status.items() if name in REPORTED}, flush=True)
     everything = seen.moved_s + seen.probes_s
