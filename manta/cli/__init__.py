@@ -20,6 +20,7 @@ from manta.cli import (
     domains,
     people,
     privacy,
+    quarantine,
     segments,
     shaping,
     suppressions,
@@ -70,8 +71,10 @@ app.command("status", help="What runs, and how it is.")(cluster.status)
 app.command("demo", help="See it all at work, on this machine alone.")(cluster.demo)
 app.command("import", help="Bring in people from a CSV or Parquet file.")(people.import_file)
 app.command("export", help="Write people to a CSV or Parquet file.")(people.export_file)
+app.add_typer(people.app, name="people", help="Two people who are one, and back.")
 app.add_typer(privacy.app, name="privacy", help="Erasure with a receipt; copies of all data.")
 app.add_typer(segments.app, name="segment", help="Audiences: rules about people.")
+app.add_typer(quarantine.app, name="quarantine", help="What came in and fits no shape.")
 app.add_typer(suppressions.app, name="suppression", help="Addresses to which nothing is sent.")
 app.add_typer(templates.app, name="template", help="What mails say.")
 app.add_typer(domains.app, name="domain", help="Sending domains: DKIM keys and DNS records.")

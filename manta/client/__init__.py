@@ -152,6 +152,19 @@ class Client:
         body = {"topic": topic, "source": source}
         return _document(self._http.post(f"/subscribers/{_segment(id)}/unsubscribe", body))
 
+    def merge(self, id: str, into: str, cause: str = "client") -> Document:
+        """Let a subscriber live on as another. Answers ``id`` and ``merged_from``."""
+        body = {"into": into, "cause": cause}
+        return _document(self._http.post(f"/subscribers/{_segment(id)}/merge", body))
+
+    def undo_merge(self, id: str) -> Document:
+        """Of a merged subscriber, by their own id."""
+        return _document(self._http.post(f"/subscribers/{_segment(id)}/undo-merge", {}))
+
+    def identities(self, id: str) -> list[Document]:
+        """By what they are known: ``kind``, ``value``, ``since``."""
+        return list(self._http.get(f"/subscribers/{_segment(id)}/identities")["identities"])
+
     def attributes(self) -> dict[str, str]:
         """The declared attributes with their types."""
         return dict(self._http.get("/attributes")["attributes"])
@@ -427,6 +440,31 @@ class Client:
 
     def remove_domain(self, domain: str) -> None:
         self._http.send("DELETE", f"/domains/{_host(domain)}")
+
+    # -- quarantine --------------------------------------------------------------------------------
+
+    def quarantine(self, **filters: Any) -> Document:
+        """A page of what came in and fits no shape, the latest first: ``items`` and ``next``.
+        Filters: ``state`` (waiting, replayed, discarded), ``source``, ``problem``, ``limit``,
+        ``cursor``."""
+        return _document(self._http.get("/quarantine", **filters))
+
+    def quarantined(self, id: str) -> Document:
+        return _document(self._http.get(f"/quarantine/{_segment(id)}"))
+
+    def replay_quarantined(self, id: str, body: Mapping[str, Any] | None = None) -> Document:
+        """Take one message in once more, ``body`` in its place if one is given. Raises
+        ``InvalidRequest`` with what still does not fit."""
+        given = {} if body is None else {"body": dict(body)}
+        return _document(self._http.post(f"/quarantine/{_segment(id)}/replay", given))
+
+    def replay_quarantine(self, source: str | None = None, problem: str | None = None) -> Document:
+        """Take in up to 500 of those that wait: counts, and ``errors`` of those that stay."""
+        given = {"source": source, "problem": problem}
+        return _document(self._http.post("/quarantine/replay", given))
+
+    def discard_quarantined(self, id: str) -> Document:
+        return _document(self._http.send("DELETE", f"/quarantine/{_segment(id)}"))
 
     # -- outgoing webhooks -------------------------------------------------------------------------
 
