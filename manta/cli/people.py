@@ -85,6 +85,31 @@ def export_file(
     say(f"{rows:,} people in {file}")
 
 
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.command("merge", help="Let one person live on as another.")
+def merge(
+    context: typer.Context,
+    id: Annotated[str, typer.Argument(help="Who is merged: a subscriber's id.")],
+    into: Annotated[str, typer.Argument(help="Who stays.")],
+    cause: Annotated[str, typer.Option(help="For the history of both.")] = "command line",
+) -> None:
+    with door(context).client() as client:
+        done = client.merge(id, into, cause)
+    say(f"{done['merged_from']} lives on as {done['id']}. undo-merge {id} takes it back.")
+
+
+@app.command("undo-merge", help="Give a merged person back what is theirs.")
+def undo_merge(
+    context: typer.Context,
+    id: Annotated[str, typer.Argument(help="The merged person's own id.")],
+) -> None:
+    with door(context).client() as client:
+        done = client.undo_merge(id)
+    say(f"{done['id']} and {done['was_merged_into']} are two people again.")
+
+
 def _consent(text: str) -> tuple[str, str, str]:
     channel, _, rest = text.partition(":")
     topic, _, status = rest.rpartition(":")

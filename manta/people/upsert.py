@@ -362,8 +362,10 @@ def _resolved(named: pa.Table, database: Database) -> pa.Table:
         " ORDER BY n.n",
         named=named.select(["n", "subscriber_id", "kind", "value"]),
     )
-    lost = pc.unique(found["found"].filter(pc.invert(found["here"])).drop_null()).to_pylist()
-    aliases = standing(database, lost)
+    lost = pc.and_(found["found"].is_valid(), pc.invert(found["here"]))
+    if not pc.any(lost).as_py():
+        return found
+    aliases = standing(database, pc.unique(found["found"].filter(lost)).to_pylist())
     if not aliases:
         return found
     ids = [id if id is None else followed(aliases, id) for id in found["found"].to_pylist()]
@@ -456,7 +458,7 @@ def _claims(named: pa.Table, ids: pa.Array, database: Database) -> pa.Table | No
     """Further identities of these rows that this shard does not yet know to be theirs."""
     parts = []
     for kind in (EXTERNAL_ID, PHONE, ANONYMOUS_ID):
-        if named[kind].null_count == named.num_rows:
+        if kind not in named.column_names or named[kind].null_count == named.num_rows:
             continue
         further = pc.and_(
             pc.and_(named[kind].is_valid(), ids.is_valid()),
@@ -477,8 +479,8 @@ def _claims(named: pa.Table, ids: pa.Array, database: Database) -> pa.Table | No
     if claims is None or claims.num_rows == 0:
         return None
     unknown = database.table(
-        "SELECT DISTINCT ON (c.kind, c.value, c.subscriber_id) c.* EXCLUDE (n) FROM claims c"
-        " ANTI JOIN identities d ON d.kind = c.kind AND d.value = c.value"
+        "SELECT c.* EXCLUDE (n) FROM claims c ANTI JOIN identities d"
+        " ON d.kind = c.kind AND d.value = c.value"
         f" AND d.subscriber_id = c.subscriber_id AND d.state = '{CONFIRMED}' ORDER BY c.n",
         claims=claims,
     )

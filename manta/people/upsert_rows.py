@@ -48,7 +48,7 @@ def checked(rows: pa.Table, database: Database) -> tuple[dict[str, str], pa.Tabl
         columns[name] = _cast(rows[name], name, kind)
         if name not in NAME_COLUMNS:
             fields[name] = f"p.{name}" if known else "NULL"
-    for name in NAME_COLUMNS:
+    for name in ("subscriber_id", EMAIL, EXTERNAL_ID):
         missing = pa.nulls(rows.num_rows, pa.int64() if name == "subscriber_id" else pa.string())
         columns.setdefault(name, missing)
     _check_names(columns)
@@ -78,7 +78,7 @@ def _check_names(columns: dict[str, pa.Array]) -> None:
         )
     named = columns["subscriber_id"].is_valid()
     for kind in NAMING:
-        if columns[kind].null_count < len(named):
+        if kind in columns:
             named = pc.or_(named, columns[kind].is_valid())
     if not pc.all(named, min_count=0).as_py():
         expected = " or ".join(("subscriber_id", *NAMING))
@@ -90,7 +90,7 @@ def named(rows: pa.Table) -> pa.Table:
     by_id = rows["subscriber_id"].is_valid()
     by_email = pc.and_not(rows[EMAIL].is_valid(), by_id)
     other_kind, other = EXTERNAL_ID, _compared(rows, EXTERNAL_ID)
-    if rows[ANONYMOUS_ID].null_count < rows.num_rows:
+    if ANONYMOUS_ID in rows.column_names:
         by_number = other.is_valid()
         other_kind = pc.if_else(by_number, EXTERNAL_ID, ANONYMOUS_ID)
         other = pc.if_else(by_number, other, _compared(rows, ANONYMOUS_ID))
@@ -117,9 +117,8 @@ def merged(rows: pa.Table, fields: dict[str, str], database: Database) -> tuple[
     groups = names.dictionary_encode()
     if len(groups.dictionary) == rows.num_rows:
         return rows, groups.indices
-    last = ", ".join(
-        f"arg_max({name}, n) AS {name}" for name in [EXTERNAL_ID, PHONE, ANONYMOUS_ID, *fields]
-    )
+    further = [k for k in (EXTERNAL_ID, PHONE, ANONYMOUS_ID) if k in rows.column_names]
+    last = ", ".join(f"arg_max({name}, n) AS {name}" for name in [*further, *fields])
     merged = database.table(
         "SELECT min(n) AS n, any_value(subscriber_id) AS subscriber_id, arg_min(email, n) AS email,"
         f" any_value(kind) AS kind, any_value(value) AS value, {last}"
