@@ -38,9 +38,10 @@ from manta.webhooks.retries import (
     retry_after_s,
 )
 
-AT_ONCE_MAX = 100  # requests under way
+AT_ONCE_MAX = 128  # requests under way
 SEND_MAX_S = 25.0  # of one request, at most (``actors.io.web``), and a little
 LEASE_S = 60.0
+SETTLE_GAP_S = 0.02  # answers of so long are settled together
 ORDERED_ROWS = 50  # of one lease of an ordered endpoint
 HEALTH_CHECK_S = 3_600.0  # between two looks at since when an endpoint fails
 RETRY_S = 5.0  # after a fault of ours
@@ -216,24 +217,26 @@ class Courier:
     async def _side_by_side(self, endpoint: _Endpoint, lane: Lane) -> None:
         """As many at once as the endpoint has room for; one that is slow keeps no other waiting."""
         flying: set[asyncio.Task[Settled]] = set()
+        settled: list[Settled] = []
         is_drained = False
         try:
             while True:
                 await self._known(lane[0])
-                room = self._free_room(endpoint)
                 is_drained = is_drained and lane not in self._again
-                if room and not is_drained:
+                room = 0 if is_drained else self._free_room(endpoint)
+                if room or settled:
                     until_s = self._last_start_s()
-                    leased = await self._lease(lane, room, endpoint)
-                    is_drained = len(leased) < room
+                    leased = await self._exchange(endpoint, lane, settled, room)
+                    is_drained = is_drained or len(leased) < room
                     flying |= {
                         asyncio.ensure_future(self._deliver(endpoint, each, until_s))
                         for each in leased
                     }
                 if not flying:
                     break
-                done, flying = await asyncio.wait(flying, return_when=asyncio.FIRST_COMPLETED)
-                await self._settle(endpoint, lane, [task.result() for task in done])
+                await asyncio.wait(flying, return_when=asyncio.FIRST_COMPLETED)
+                done, flying = await asyncio.wait(flying, timeout=SETTLE_GAP_S)
+                settled = [task.result() for task in done]
         finally:
             for task in flying:
                 task.cancel()
@@ -255,16 +258,17 @@ class Courier:
 
     async def _in_order(self, endpoint: _Endpoint, lane: Lane) -> None:
         """One after the other, up to the first that fails."""
+        settled: list[Settled] = []
         while (await self._known(lane[0])).document["enabled"]:
             pause_s = endpoint.health.pause_s(self._clock.monotonic())
             if pause_s > 0:
                 self._wake_in(lane, pause_s)
-                return
+                break
             until_s = self._last_start_s()
-            leased = await self._lease(lane, ORDERED_ROWS, endpoint)
+            leased = await self._exchange(endpoint, lane, settled, ORDERED_ROWS)
+            settled = []
             if not leased:
                 return
-            settled: list[Settled] = []
             is_well = True
             for delivery in leased:
                 if is_well:
@@ -274,34 +278,47 @@ class Courier:
                 else:
                     endpoint.under_way -= 1
                     settled.append(Settled(delivery.delivery_id, delivery.attempts, None))
-            await self._settle(endpoint, lane, settled)
             if not is_well:
-                return  # the shard wakes us when the first one is due again
+                break  # the shard wakes us when the first one is due again
+        await self._exchange(endpoint, lane, settled, 0)
 
     def _last_start_s(self) -> float:
         """Until when a request of a lease that begins now may be begun."""
         return self._clock.monotonic() + LEASE_S - SEND_MAX_S
 
-    async def _lease(self, lane: Lane, rows: int, endpoint: _Endpoint) -> list[Delivery]:
-        """What was leased counts as under way from now on."""
+    async def _exchange(
+        self, endpoint: _Endpoint, lane: Lane, settled: list[Settled], rows: int
+    ) -> list[Delivery]:
+        """Say what came of some deliveries and take others, in one group of the shard.
+
+        What is leased counts as under way from now on.
+        """
         endpoint_id, shard = lane
-        self._again.discard(lane)
+        commands: list[Any] = []
+        if settled:
+            commands.append(SettleDeliveries(endpoint_id, tuple(settled)))
+        if rows:
+            commands.append(LeaseDeliveries(endpoint_id, rows, LEASE_S))
+            self._again.discard(lane)
+        if not commands:
+            return []
         endpoint.under_way += rows
         leased: list[Delivery] = []
         try:
-            leased = await self._shards.execute(shard, LeaseDeliveries(endpoint_id, rows, LEASE_S))
+            answers = await self._shards.execute_on(shard, commands)
+            for answer in answers:
+                if isinstance(answer, MantaError):
+                    raise answer
+            if rows:
+                leased = answers[-1]
         finally:
             endpoint.under_way -= rows - len(leased)
-        return leased
-
-    async def _settle(self, endpoint: _Endpoint, lane: Lane, settled: list[Settled]) -> None:
-        endpoint_id, shard = lane
-        await self._shards.execute(shard, SettleDeliveries(endpoint_id, tuple(settled)))
-        answers = [each.answered for each in settled if each.answered is not None]
-        if any(answered.is_gone for answered in answers):
+        answered = [each.answered for each in settled if each.answered is not None]
+        if any(each.is_gone for each in answered):
             await self._disable(endpoint, "it answered 410 Gone")
-        elif answers and not any(answered.is_success for answered in answers):
+        elif answered and not any(each.is_success for each in answered):
             await self._look(endpoint)
+        return leased
 
     # -- sending -----------------------------------------------------------------------------------
 

@@ -212,6 +212,7 @@ class ShardActor:
 
     async def stop(self) -> None:
         """Stop cleanly, for tests and tools: nothing depends on it."""
+        self._ending = True  # ``wait_for`` may lose a cancellation to what it waited for
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from manta.webhooks.retries import Answered, asked_wait_s
 
 ROOM_FIRST = 8
-ROOM_MAX = 32
+ROOM_MAX = 64
 PAUSE_FIRST_S = 1.0
 PAUSE_MAX_S = 60.0
 
