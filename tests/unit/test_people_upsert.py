@@ -277,3 +277,34 @@ def test_the_answer_travels():
 
     answer = upsert(Shard(), {"email": "a@example.com", "external_id": "1"})
     assert pickle.loads(pickle.dumps(answer)).ids == answer.ids
+
+
+def test_of_changed_values_it_is_known_since_when():
+    shard = Shard()
+    person = shard.person("a@x.example", attr_city="Bern", locale="de")
+    shard.pass_time(days=1)
+    given = {
+        "email": ["a@x.example"],
+        "attr_city": ["Rome"],
+        "locale": ["de"],
+        "time_zone": ["UTC"],
+    }
+    shard.answer(UpsertPeople(None, pa.table(given), "api"))
+    sql = "SELECT subscriber_id, name, changed_at FROM attribute_times ORDER BY name"
+    expected = [(person, "city", shard.now), (person, "time_zone", shard.now)]
+    assert shard.rows(sql) == expected
+    shard.pass_time(days=1)
+    shard.answer(UpsertPeople(None, pa.table(given), "api"))
+    assert shard.rows(sql) == expected
+
+
+def test_an_anonymous_id_names_and_a_phone_is_claimed():
+    shard = Shard()
+    rows = pa.table({"anonymous_id": [" w1 ", "w1"], "phone": [None, "+41"]})
+    first = shard.answer(UpsertPeople(None, rows, "api"))
+    assert (first.created, first.duplicates) == (1, 1)
+    (claimed,) = first.claims.to_pylist()
+    assert (claimed["kind"], claimed["value"]) == ("phone", "+41")
+    named = pa.table({"anonymous_id": ["w1"], "email": ["a@x.example"]})
+    second = shard.answer(UpsertPeople(None, named, "api"))
+    assert [c["kind"] for c in second.claims.to_pylist()] == ["anonymous_id"]
