@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -27,10 +28,11 @@ from urllib.parse import parse_qsl
 
 from actors.handles import Handles
 from manta.clock import as_text, parse_instant
+from manta.command import Command
 from manta.content.tokens import Payload, TokenKind
 from manta.delivery.returns.reporting import on_address
 from manta.errors import InvalidRequest, MantaError, NotFound
-from manta.ids import NOBODY, decode_id
+from manta.ids import NOBODY
 from manta.people import topics as topics_of
 from manta.people.consents import (
     ALL_TOPICS,
@@ -41,6 +43,7 @@ from manta.people.consents import (
     Unsubscribe,
 )
 from manta.people.double_opt_in import ConfirmConsents
+from manta.people.over_shards import execute_for
 from manta.people.preferences import Choice, SetPreferences
 from manta.people.suppressions import LIFTED_BY_CONSENT, LiftSuppression
 from manta.privacy.commands import LiftErasure
@@ -199,9 +202,11 @@ class Preferences:
         proof = asked.proof | {"method": "page", "at": as_text(self._handles.clock.now())}
         message = asked.said.message_key
         for channel in CHANNELS:
-            await self._for_person(
-                Unsubscribe(None, asked.said.subscriber_id, message, None, SOURCE, channel, proof)
-            )
+
+            def leave(id: int, channel: str = channel) -> Unsubscribe:
+                return Unsubscribe(None, id, message, None, SOURCE, channel, proof)
+
+            await self._for_person(asked.said.subscriber_id, leave)
 
     async def _choose(
         self, asked: _Asked, form: list[tuple[str, str]], language: str | None
@@ -215,17 +220,14 @@ class Preferences:
         person = await self._person(asked.said.subscriber_id)
         # A page in the browser's language is no choice of one; nor is de for somebody with de-AT.
         now_in = language_for(person["locale"], "") if person["locale"] else asked.language
-        saved = await self._for_person(
-            SetPreferences(
-                None,
-                asked.said.subscriber_id,
-                tuple(choices),
-                language if language != now_in else None,
-                SOURCE,
-                asked.proof | {"method": "page", "at": as_text(self._handles.clock.now())},
-                asked.said.message_key,
-            )
-        )
+        proof = asked.proof | {"method": "page", "at": as_text(self._handles.clock.now())}
+        chosen = language if language != now_in else None
+
+        def choose(id: int) -> SetPreferences:
+            message = asked.said.message_key
+            return SetPreferences(None, id, tuple(choices), chosen, SOURCE, proof, message)
+
+        saved = await self._for_person(asked.said.subscriber_id, choose)
         if saved.wanted:
             await self._lift(saved.email, saved.is_erased)
 
@@ -252,11 +254,11 @@ class Preferences:
             return 200, pages.confirmed(asked.language, topics)
         person = await self._person(asked.said.subscriber_id)
         language = language_for(person["locale"], "") if person["locale"] else asked.language
-        confirmed = await self._for_person(
-            ConfirmConsents(
-                None, asked.said.subscriber_id, topics, "confirmation_page", asked.proof
-            )
-        )
+
+        def confirm(id: int) -> ConfirmConsents:
+            return ConfirmConsents(None, id, topics, "confirmation_page", asked.proof)
+
+        confirmed = await self._for_person(asked.said.subscriber_id, confirm)
         if not confirmed.topics:
             return 410, pages.plain(language, "expired_title")
         await self._lift(confirmed.email, confirmed.is_erased)
@@ -281,18 +283,9 @@ class Preferences:
             return {"email": "you@example.com", "locale": None, "consents": [], "suppressions": []}
         return await reads.person(self._handles, subscriber_id)
 
-    async def _for_person(self, command: Any) -> Any:
+    async def _for_person(self, subscriber_id: int, command: Callable[[int], Command]) -> Any:
         """The answer of a command about a person, wherever they are by now."""
-        for _ in range(_MOVES_MAX):
-            shard = self._handles.shards.of_subscriber(command.subscriber_id)
-            try:
-                return await self._handles.shards.execute(shard, command, CALL_DEADLINE_S)
-            except NotFound as error:
-                moved = error.details.get("moved_to")
-                if moved is None:
-                    raise
-                command = replace(command, subscriber_id=_id(moved))
-        raise NotFound("this person has moved too often", path="subscriber_id")
+        return await execute_for(self._handles.shards, subscriber_id, command, CALL_DEADLINE_S)
 
     def _proof(self, scope: Scope) -> dict[str, str]:
         """What is known of who presses the button; the address, where proxies we trust say it."""
@@ -319,9 +312,6 @@ class Preferences:
         return self._topics
 
 
-_MOVES_MAX = 5
-
-
 def front(preferences: Preferences, otherwise: Any) -> Any:
     """Tracking's app with the recipients' pages beside it."""
 
@@ -332,10 +322,6 @@ def front(preferences: Preferences, otherwise: Any) -> Any:
             await otherwise(scope, receive, send)
 
     return choose
-
-
-def _id(moved: Any) -> int:
-    return decode_id(moved) if isinstance(moved, str) else int(moved)
 
 
 def _is_wanted(consent: dict[str, Any] | None) -> bool:

@@ -22,6 +22,7 @@ from manta.people import topics as topics_of
 from manta.people.addresses import Refused, normalised
 from manta.people.double_opt_in import RequestConsent, Requested
 from manta.people.identities import EMAIL, compared
+from manta.people.over_shards import execute_for
 from serve_apps import reads
 from serve_apps.limits import CALL_DEADLINE_S
 from serve_apps.preferences.texts import language_for, texts
@@ -130,15 +131,12 @@ async def _requested(
     asked: SignUp,
     key: str | None,
 ) -> Requested:
-    command = RequestConsent(
-        key,
-        person,
-        tuple((topic["name"], bool(topic["double_opt_in"])) for topic in topics),
-        asked.source,
-        asked.proof,
-    )
-    shard = handles.shards.of_subscriber(person)
-    answer = await handles.shards.execute(shard, command, CALL_DEADLINE_S)
+    wanted = tuple((topic["name"], bool(topic["double_opt_in"])) for topic in topics)
+
+    def request(id: int) -> RequestConsent:
+        return RequestConsent(key, id, wanted, asked.source, asked.proof)
+
+    answer = await execute_for(handles.shards, person, request, CALL_DEADLINE_S)
     if isinstance(answer, Repeated):
         return Requested(person, "", None)
     requested: Requested = answer

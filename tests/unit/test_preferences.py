@@ -17,6 +17,7 @@ from manta.content.templates import CompiledMail, MailTemplate
 from manta.content.tokens import TokenKind, keyring_of
 from manta.ids import NOBODY, MessageRef, decode_id
 from manta.people.commands import SetConsent, Suppress, Unsubscribe
+from manta.people.identifying import merge
 from manta.people.topics import checked as checked_topic
 from manta.people.topics import nearest
 from manta.privacy.hashes import keyed_hash
@@ -458,3 +459,22 @@ def test_the_style_is_the_one_that_the_policy_allows():
     page = landing.page("x").decode()
     assert page.count("<style>") == 1
     assert "sha256-" in landing.CONTENT_SECURITY_POLICY
+
+
+async def test_who_was_merged_is_followed(world):
+    shards = world.house.handles.shards
+    old, path = await arrived(world)
+    n = 0
+    while True:  # somebody of the other shard
+        await world.sign_up(f"new{n}@x.example", "offers")
+        new = decode_id((await world.person(f"new{n}@x.example"))["id"])
+        if shards.of_subscriber(new) != shards.of_subscriber(old):
+            break
+        n += 1
+    await merge(shards, old, new, cause="the same person")
+    page = await world.pages.get(path)
+    assert page.status_code == 200 and "n…@x.example" in page.text
+    saved = await world.pages.post(path, data=filled(page.text, "email:news", language="en"))
+    assert saved.status_code == 200, saved.text
+    held = await world.consents(f"new{n}@x.example")
+    assert held["news"] == "subscribed" and held["offers"] == "unsubscribed"
