@@ -34,7 +34,7 @@ from manta.people.attributes import (
 )
 from manta.people.delimited import Reject
 from manta.people.identities import VALUE_LENGTH_MAX
-from manta.people.platform_exports import StatusPlan, recognise
+from manta.people.platform_exports import SUPPRESSING, StatusPlan, recognise
 from manta.schema import ATTRIBUTE_NAME, ATTRIBUTE_PREFIX, ATTRIBUTES_MAX, AttributeType
 
 SKIP = "skip"
@@ -256,20 +256,26 @@ def looks_headless(row: Sequence[str]) -> bool:
 def cleaned(plan: ImportPlan, columns: Sequence[pa.Array], lines: Sequence[int]) -> Cleaned:
     """The rows of these columns (in file order) that are good, and the others with a reason.
 
-    Texts are trimmed; empty cells are null, which keeps what is stored.
+    Texts are trimmed; empty cells are null, which keeps what is stored. A row that says not to mail
+    its address is not lost to a mistake elsewhere in it: the wrong cell is left out.
     """
     reasons: dict[int, str] = {}
     made: dict[str, pa.Array] = {}
+    outcomes = plan.statuses.outcomes(columns, len(lines)) if plan.statuses else None
+    refusing = _refusing(outcomes)
     for column in plan.columns:
         if column.target == SKIP:
             continue
         values, wrong = _column(column, columns[column.place])
+        if column.target != "email" and (spared := refusing & wrong.keys()):
+            values = _without(values, spared)
+            wrong = {place: reason for place, reason in wrong.items() if place not in spared}
         made[column.target] = values
         for place, reason in wrong.items():
             reasons.setdefault(place, f"{column.header}: {reason}")
     _check_named(made, reasons, len(lines))
-    if plan.statuses is not None:
-        made[STATUS] = plan.statuses.outcomes(columns, len(lines))
+    if outcomes is not None:
+        made[STATUS] = outcomes
     rows = pa.table(made)
     if not reasons:
         return Cleaned(rows, list(lines), [])
@@ -280,6 +286,20 @@ def cleaned(plan: ImportPlan, columns: Sequence[pa.Array], lines: Sequence[int])
     ]
     kept = np.asarray(lines)[keep].tolist()
     return Cleaned(rows.filter(pa.array(keep)), kept, rejects)
+
+
+def _refusing(outcomes: pa.Array | None) -> set[int]:
+    """The places of rows that say not to mail their address."""
+    if outcomes is None:
+        return set()
+    mask = pc.is_in(outcomes, value_set=pa.array(list(SUPPRESSING)))
+    return set(np.flatnonzero(mask.to_numpy(zero_copy_only=False)).tolist())
+
+
+def _without(values: pa.Array, places: set[int]) -> pa.Array:
+    mask = np.zeros(len(values), bool)
+    mask[list(places)] = True
+    return pc.if_else(pa.array(mask), pa.scalar(None, values.type), values)
 
 
 def raw_row(columns: Sequence[pa.Array], place: int) -> str:

@@ -355,6 +355,18 @@ def test_a_file_of_all_kinds(tmp_path):
     assert (again.repeated, again.suppressed) == (7, 0)
 
 
+def test_a_refusal_is_not_lost_to_a_mistake_in_its_row(tmp_path):
+    cluster = Cluster()
+    path = tmp_path / "x.csv"
+    path.write_text(
+        "email,Time zone,Status\na@x.example,Nowhere/Land,unsubscribed\n"
+        "b@x.example,Nowhere/Land,subscribed\nno address,,unsubscribed\n"
+    )
+    summary = cluster.bring_in(path)
+    assert (summary.rejected, summary.created) == (2, 1)
+    assert cluster.stops() == {"a@x.example": "unsubscribed"}
+
+
 def test_without_a_consent_only_refusals_are_taken(tmp_path):
     cluster = Cluster()
     path = tmp_path / "x.csv"
