@@ -351,3 +351,22 @@ def test_a_test_goes_where_it_is_sent_and_its_reader_acts_for_nobody() -> None:
         TokenKind.UNSUBSCRIBE: NOBODY,
         TokenKind.VIEW: REF.subscriber_id,
     }
+
+
+def test_links_of_its_own_to_preferences_and_confirmation():
+    html = (
+        '<p><a href="{{ preferences_url }}">Choose</a> <a href="{{ confirm_url }}">Yes</a>'
+        ' <a href="{{ unsubscribe_url }}">Stop</a></p>'
+    )
+    for kind, person in (("transactional", REF.subscriber_id), ("test", NOBODY)):
+        composer = Composer(
+            replace(TEMPLATE, html=html), replace(SETTINGS, kind=kind), RING, SIGNERS
+        )
+        text = part(compose(composer=composer), "html")
+        base = re.escape(SETTINGS.base_url)
+        found = dict(re.findall(rf'href="{base}([psu])/([\w-]+)"', text))
+        for letter, wanted in (("p", TokenKind.PREFERENCES), ("s", TokenKind.CONFIRM)):
+            said = RING.verify(found[letter], NOW, wanted)
+            assert said.ref == MessageRef(person, REF.message_key)
+            with pytest.raises(InvalidRequest):
+                RING.verify(found[letter], NOW, TokenKind.UNSUBSCRIBE)
