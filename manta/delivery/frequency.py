@@ -24,8 +24,10 @@ from manta.command import Database
 from manta.definitions import Document, Reader, checked_name
 from manta.delivery.campaign import CampaignPlan, Kind
 from manta.errors import InvalidRequest
+from manta.people.aliases import STANDING
 from manta.people.consents import CHANNELS
 from manta.people.definitions import CAP, QUIET_HOURS, Definition, definitions
+from manta.people.identities import EMAIL
 from manta.rules.meaning import zone_of
 
 EVERY = "*"  # all channels
@@ -182,35 +184,49 @@ class Frequency:
             timedelta(hours=cap.hours) if cap.hours is not None else (cap.days or 1) * _ONE_DAY
             for cap in self.caps
         )
+        since = now - widest - _ONE_DAY
+        asked = sorted(people)
         rows = database.rows(
-            "WITH asked AS (SELECT unnest(?::BIGINT[]) AS id),"
-            " named AS (SELECT id, id AS name FROM asked UNION ALL"
-            " SELECT a.to_id, a.from_id FROM aliases a JOIN asked ON asked.id = a.to_id"
-            " WHERE a.state = 'merged')"
-            " SELECT n.id, l.channel, l.campaign_id, l.changed_at FROM ledger l"
-            " JOIN named n ON n.name = l.subscriber_id"
-            f" WHERE l.changed_at > ? AND l.kind = 'marketing' AND l.state IN {_COUNTED}",
-            [sorted(people), now - widest - _ONE_DAY],
+            "SELECT subscriber_id, channel, campaign_id, changed_at FROM ledger"
+            " WHERE subscriber_id IN (SELECT unnest(?::BIGINT[])) AND changed_at > ?"
+            f" AND kind = 'marketing' AND state IN {_COUNTED}",
+            [asked, since],
         )
-        topics = _topics(database) if any(cap.topic for cap in self.caps) else {}
+        rows += _under_other_names(database, asked, since)
+        plans = _plans(database) if any(cap.topic for cap in self.caps) else {}
         sent: dict[int, list[_Sent]] = {}
         for person, channel, campaign_id, at in rows:
-            sent.setdefault(person, []).append(_Sent(channel, topics.get(campaign_id, ""), at))
-        for person, channel, day, count in self._days(database, people, now - widest - _ONE_DAY):
-            sent.setdefault(person, []).extend([_Sent(channel, "", day)] * count)
+            plan = plans.get(campaign_id)
+            sent.setdefault(person, []).append(_Sent(channel, plan.topic if plan else "", at))
         return sent
 
-    def _days(
-        self, database: Database, people: Iterable[int], since: datetime
-    ) -> list[tuple[int, str, datetime, int]]:
-        """Messages that are no longer rows here, by day: those of a person who was merged and lives
-        in another shard. Their topics are not known, so only caps of all topics count them."""
-        return database.rows(
-            "SELECT subscriber_id, channel, day, accepted FROM ledger_days"
-            " WHERE subscriber_id IN (SELECT unnest(?::BIGINT[])) AND day > ?"
-            " AND kind = 'marketing'",
-            [sorted(people), since],
+
+def _under_other_names(
+    database: Database, people: list[int], since: datetime
+) -> list[tuple[int, str, int, datetime]]:
+    """What was sent to those who were merged into these people, whose ledger may lie in another
+    shard: a merge brings copies of their `sent` events along."""
+    named = [
+        id
+        for (id,) in database.rows(
+            "SELECT DISTINCT to_id FROM aliases WHERE to_id IN (SELECT unnest(?::BIGINT[]))"
+            f" AND {STANDING}",
+            [people],
         )
+    ]
+    if not named:
+        return []
+    found = database.rows(
+        "SELECT DISTINCT subscriber_id, campaign_id, occurred_at, event_id FROM events"
+        " WHERE subscriber_id IN (SELECT unnest(?::BIGINT[])) AND type = 'sent'"
+        " AND item = 'marketing' AND merge_id IS NOT NULL AND occurred_at > ?",
+        [named, since],
+    )
+    plans = _plans(database)
+    return [
+        (person, plans[campaign_id].channel if campaign_id in plans else EMAIL, campaign_id, at)
+        for person, campaign_id, at, _ in found
+    ]
 
 
 def frequency(database: Database, zone: str) -> Frequency | None:
@@ -220,9 +236,9 @@ def frequency(database: Database, zone: str) -> Frequency | None:
     return Frequency(caps, quiet, zone) if caps or quiet else None
 
 
-def _topics(database: Database) -> dict[int, str]:
+def _plans(database: Database) -> dict[int, CampaignPlan]:
     found = database.rows("SELECT campaign_id, definition FROM campaigns")
-    return {campaign_id: CampaignPlan.from_json(text).topic for campaign_id, text in found}
+    return {campaign_id: CampaignPlan.from_json(text) for campaign_id, text in found}
 
 
 def _cap(told: Definition) -> Cap:
