@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from functools import cache
 from html import escape
+
+from serve_apps.preferences.texts import texts
 
 _STYLE = (
     ":root{color-scheme:light dark;--ground:#f6f7f9;--card:#fff;--ink:#1c2330;--soft:#545d6c;"
@@ -62,17 +65,26 @@ def text(words: str) -> str:
     return f"<p>{escape(words)}</p>"
 
 
-# The form posts what RFC 8058 has mailbox providers post, so there is one way to unsubscribe.
-UNSUBSCRIBE = page(
-    "Unsubscribe",
-    text("Press the button and we will send you no more of these e-mails."),
-    '<form method="post"><input type="hidden" name="List-Unsubscribe" value="One-Click">'
-    '<button type="submit">Unsubscribe</button></form>',
-)
-UNSUBSCRIBED = page(
-    "You are unsubscribed",
-    text("We will send you no more of these e-mails. One that is on its way may still arrive."),
-)
+@cache
+def unsubscribe(language: str) -> bytes:
+    """The form posts what RFC 8058 has mailbox providers post, so there is one way to do it."""
+    words = texts()[language]
+    return page(
+        words["unsubscribe_title"],
+        text(words["unsubscribe_text"]),
+        '<form method="post"><input type="hidden" name="List-Unsubscribe" value="One-Click">'
+        f'<button type="submit">{escape(words["unsubscribe_button"])}</button></form>',
+        language=language,
+    )
+
+
+@cache
+def unsubscribed(language: str) -> bytes:
+    words = texts()[language]
+    said = text(words["unsubscribed_text"])
+    return page(words["unsubscribed_title"], said, language=language)
+
+
 NOT_VALID = page(
     "This link is not valid",
     text("It may have been cut or changed on its way. Please use the link in the e-mail itself."),

@@ -51,6 +51,7 @@ from serve_apps.limits import (
     read_body,
 )
 from serve_apps.links import LinkKeys
+from serve_apps.preferences.texts import language_for
 from serve_apps.problems import RETRY_AFTER_S, TooLarge
 from serve_apps.visits import Visits
 
@@ -147,7 +148,8 @@ class Tracking:
     ) -> None:
         said = await self._keys.verify(token, kind)
         if kind is TokenKind.UNSUBSCRIBE:
-            await _send_page(send, 200, landing.UNSUBSCRIBE, head=head)
+            language = _language(scope["headers"])
+            await _send_page(send, 200, landing.unsubscribe(language), head=head)
             return
         if kind is TokenKind.VIEW:
             location = (b"location", _VIEWS + token.encode("ascii"))
@@ -212,6 +214,7 @@ class Tracking:
 
     async def _unsubscribe(self, token: str, scope: Scope, receive: Receive, send: Send) -> None:
         said = await self._keys.verify(token, TokenKind.UNSUBSCRIBE)
+        language = _language(scope["headers"])
         try:
             async with asyncio.timeout(BODY_TIME_S):
                 body = await read_body(scope, receive, FORM_BYTES_MAX)
@@ -220,17 +223,17 @@ class Tracking:
         except (TooLarge, TimeoutError):
             body = b""
         if not is_one_click(body):
-            await _send_page(send, 400, landing.UNSUBSCRIBE)
+            await _send_page(send, 400, landing.unsubscribe(language))
             return
         if said.subscriber_id == NOBODY:
-            await _send_page(send, 200, landing.UNSUBSCRIBED)
+            await _send_page(send, 200, landing.unsubscribed(language))
             return
         # A task of its own: a client that leaves does not stop it.
         storing = asyncio.create_task(self._store_unsubscribe(said))
         self._storing.add(storing)
         storing.add_done_callback(self._stored)
         await asyncio.shield(storing)
-        await _send_page(send, 200, landing.UNSUBSCRIBED)
+        await _send_page(send, 200, landing.unsubscribed(language))
 
     async def _store_unsubscribe(self, said: Payload) -> None:
         topic = await self._topic(said.campaign_id)
@@ -274,6 +277,12 @@ class Tracking:
                 await send({"type": "lifespan.shutdown.complete"})
                 return
             await send({"type": "lifespan.startup.complete"})
+
+
+def _language(headers: Headers) -> str:
+    """The language of a page for somebody of whom only the browser is known."""
+    accepted = next((value for name, value in headers if name == b"accept-language"), b"")
+    return language_for(None, accepted.decode("latin-1"))
 
 
 async def _elsewhere(path: str, method: str, send: Send) -> None:

@@ -152,6 +152,15 @@ async def test_unsubscribing_takes_a_post(world):
     assert command.key.startswith("unsubscribe:")
 
 
+async def test_the_form_speaks_the_language_of_the_browser(world):
+    path = f"/u/{world.token(TokenKind.UNSUBSCRIBE)}"
+    headers = {"Accept-Language": "de-CH, en;q=0.5"}
+    async with client(world.app, headers=headers) as http:
+        assert '<html lang="de">' in (await http.get(path)).text
+        done = await http.post(path, data={"List-Unsubscribe": "One-Click"})
+    assert "Sie sind abgemeldet" in done.text
+
+
 async def test_unsubscribing_by_multipart_form(world):
     path = f"/u/{world.token(TokenKind.UNSUBSCRIBE)}"
     async with client(world.app) as http:
