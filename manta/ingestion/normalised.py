@@ -13,7 +13,8 @@ Names of events that every source shares:
 ``ordered``         one per order: ``amount`` is the total
 ``refunded``        ``amount`` is what was given back
 ``checkout_started``
-``cart_updated``    ``properties.action`` is ``added`` or ``removed``
+``order_cancelled`` ``item`` is the order, as it is of ``ordered`` and ``refunded``
+``cart_updated``    ``properties.action`` is ``added`` or ``removed``; without one: the whole cart
 ``viewed``          ``item`` is a page, a screen or a product; ``properties.kind`` says which
 ``signed_up``
 ``grouped``         the person was put with an account: ``item`` is the group's id
@@ -81,12 +82,14 @@ class NormalisedEvent:
 
 @dataclass(frozen=True)
 class GivenConsent:
-    """A consent that the message itself states, with what the source can prove."""
+    """A consent that the message itself states, with what the source can prove. ``at``: when it was
+    given or withdrawn, where the source says so."""
 
     channel: str
     topic: str
     status: str  # of manta.people.consents.STATUSES
     proof: Mapping[str, Any] | None = None
+    at: datetime | None = None
 
 
 @dataclass(frozen=True)
