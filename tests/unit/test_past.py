@@ -26,6 +26,7 @@ READS = {
     " attr_birthday, attr_tags FROM profiles",
     "consents": "SELECT subscriber_id, channel, topic, status FROM consents",
     "suppressions": "SELECT channel, address, reason FROM suppressions",
+    "attribute_times": "SELECT subscriber_id, name, changed_at FROM attribute_times",
     "events": "SELECT subscriber_id, type, event_id FROM events WHERE type = 'unsubscribed'",
 }
 VALUES: dict[str, tuple[pa.DataType, list[Any]]] = {
