@@ -27,7 +27,7 @@ from manta.clock import Clock
 from manta.command import Command, Context, Database, Push
 from manta.errors import NotReady
 from manta.ids import bucket_of_subscriber, shard_of_bucket
-from manta.privacy.erasing import Scope, spread
+from manta.privacy.commands import Erase
 from manta.privacy.names import Name, pattern
 from manta.privacy.queries import erasures
 from manta.store import erasure
@@ -248,15 +248,24 @@ def around(find: Callable[[], Awaitable[Handles]], objects: ObjectStore) -> Arou
                 bucket_of_subscriber(min(each["people"])), handles.shards.first_buckets
             )
             if home == shard:
-                names = tuple(Name(*name) for name in each["names"])
-                known = Scope(tuple(each["people"]), names, each["request_id"], each["person"])
-                await spread(handles.shards, each["request_id"], known, CALL_S)
+                await _spread(handles, each)
         report = Report(datetime.min)
         if shard == 0:
             await _clean(handles, objects, waiting, report)
         return report
 
     return work
+
+
+async def _spread(handles: Handles, request: dict[str, Any]) -> None:
+    """Erase in the shards that know nothing of the request; those that are done stay so."""
+    name = request["request_id"]
+    parts = await handles.shards.call_all("erasure_report", name, deadline_s=CALL_S)
+    names = tuple(Name(*each) for each in request["names"])
+    command = Erase(None, name, tuple(request["people"]), names)
+    for shard, part in enumerate(parts):
+        if not part["waiting"] and part["report"] is None:
+            await handles.shards.execute(shard, command, CALL_S)
 
 
 async def _clean(

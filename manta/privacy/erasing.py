@@ -86,14 +86,9 @@ async def erase(
     """
     found = await scope(shards, subscriber_id, deadline_s)
     request = found.request_id or request_id
-    return await spread(shards, request, found, deadline_s)
-
-
-async def spread(shards: Shards, request_id: str, known: Scope, deadline_s: float) -> Scope:
-    """The same for a person whose scope is known."""
-    people, names = set(known.people), set(known.names)
+    people, names = set(found.people), set(found.names)
     for _ in range(ROUNDS_MAX):
-        command = Erase(None, request_id, tuple(sorted(people)), tuple(sorted(names)))
+        command = Erase(None, request, tuple(sorted(people)), tuple(sorted(names)))
         for home in sorted({shards.of_subscriber(id) for id in people}):
             await shards.execute(home, command, deadline_s)
         answers: list[Erased] = await shards.execute_all(command, deadline_s)
@@ -102,7 +97,7 @@ async def spread(shards: Shards, request_id: str, known: Scope, deadline_s: floa
         if not more_names and not more_people:
             break
         names, people = names | more_names, people | more_people
-    return Scope(tuple(sorted(people)), tuple(sorted(names)), request_id, known.person)
+    return Scope(tuple(sorted(people)), tuple(sorted(names)), request, found.person)
 
 
 async def lift_erasure(

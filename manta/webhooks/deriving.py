@@ -29,7 +29,7 @@ from manta.ids import hash64
 from manta.people.definitions import ENDPOINT, SEGMENT, Definition, definitions
 from manta.people.history import arrow_type, rows_of
 from manta.people.identities import EXTERNAL_ID
-from manta.schema import ERASURES, EVENTS, LEDGER, MESSAGE_EVENTS, OUTBOX
+from manta.schema import ERASURES, EVENTS, LEDGER, MESSAGE_EVENTS, OUTBOX, PROFILES
 from manta.webhooks.bodies import UNKNOWN, Person, body
 from manta.webhooks.endpoints import ENDED, matches
 from manta.webhooks.retries import State
@@ -73,6 +73,15 @@ class _News(NamedTuple):
     kinds: list[str]
     names: npt.NDArray[np.uint64]
     rows: list[dict[str, Any]]
+
+
+def _deleted_people(changes: Sequence[Change]) -> set[int]:
+    return {
+        id
+        for change in changes
+        if change.table == PROFILES.name and change.op is Op.DELETE
+        for id in change.rows["subscriber_id"].to_pylist()
+    }
 
 
 class OutboxDeriver:
@@ -148,7 +157,7 @@ class OutboxDeriver:
             if change.table == EVENTS.name:
                 yield from self._of_events(change.rows, context)
             elif change.op is Op.UPSERT and change.table == ERASURES.name:
-                yield from self._of_erasures(change.rows, context)
+                yield from self._of_erasures(change.rows, _deleted_people(changes), context)
             elif change.op is Op.UPSERT and "state" in change.rows.column_names:
                 yield from self._of_ledger(change.rows, context)
 
@@ -203,8 +212,12 @@ class OutboxDeriver:
         who = kept["subscriber_id"].combine_chunks().to_numpy().view(np.uint64)
         yield _News(kinds, _mixed(thing, who), found)
 
-    def _of_erasures(self, rows: pa.Table, context: Context) -> Iterator[_News]:
-        if not self._for("person.erased"):
+    def _of_erasures(self, rows: pa.Table, deleted: set[int], context: Context) -> Iterator[_News]:
+        """An erasure is written in every shard, and again; it is told where the person was."""
+        rows = rows.filter(
+            pc.is_in(rows["subscriber_id"], value_set=pa.array(sorted(deleted), pa.int64()))
+        )
+        if not rows.num_rows or not self._for("person.erased"):
             return
         found = [
             {"subscriber_id": who, "occurred_at": context.now, "properties": None}

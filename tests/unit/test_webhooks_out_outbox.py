@@ -183,7 +183,10 @@ def test_history_messages_and_erasures_have_types_of_their_own(house):
                 {"subscriber_id": ANN, "message_key": 2, "state": "failed", "reason": "x"},
             ),
         ),
-        write(upsert("erasures", {"subscriber_id": BOB, "request_id": "r"})),
+        write(
+            upsert("erasures", {"subscriber_id": BOB, "request_id": "r"}),
+            delete("profiles", {"subscriber_id": BOB}),
+        ),
     )
     told = house.told()
     assert [each["type"] for each in told] == [
