@@ -283,7 +283,7 @@ async def test_tls_proves_the_name_of_the_url(tmp_path):
 # -- all of it, with Ray -------------------------------------------------------------------
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 async def test_a_killed_courier_loses_nothing(ray_cluster):
     count, got = 600, set()
 
@@ -327,11 +327,11 @@ async def test_a_killed_courier_loses_nothing(ray_cluster):
             await handles.shards.execute(0, RecordEvents(f"k{clock.monotonic()}", rows))
 
         clock = SystemClock()
-        await world.until(is_told, 30, "the shard knows the endpoint")
+        await world.until(is_told, 60, "the shard knows the endpoint")
         for n in range(3):
             await bought(n * count // 3, (n + 1) * count // 3)
             await asyncio.sleep(0.15)
-            await world.until(lambda: world.kill(settings, "courier"), 30, "a courier to kill")
+            await world.until(lambda: world.kill(settings, "courier"), 90, "a courier to kill")
 
         async def all_delivered() -> bool:
             ((*rows,),) = await handles.shards.query_all("delivery_counts")
