@@ -41,7 +41,7 @@ from manta.people.consents import (
 )
 from manta.people.history import compact_json, recorded, rows_of, upserted
 from manta.people.identities import EMAIL, compared
-from manta.privacy.hashes import erased_among
+from manta.privacy.hashes import MARK, erased_among
 from manta.schema import SUPPRESSIONS
 
 HARD_BOUNCE = "hard_bounce"
@@ -252,6 +252,12 @@ class LiftSuppression:
         if self.why:
             check_text(self.why, "why")
         address = compared(address_kind(self.channel), self.address)
+        if address.startswith(MARK):
+            raise InvalidRequest(
+                "what an erasure left is lifted by the person alone",
+                path="address",
+                expected="a confirmed double opt-in",
+            )
         person = holder(database, self.channel, address)
         standing = database.rows(
             "SELECT channel, reason FROM suppressions WHERE address = ?"

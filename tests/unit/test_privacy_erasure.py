@@ -10,17 +10,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from actors.erasing import ErasureHook
 from manta.clock import ManualClock
 from manta.command import Change, Op
 from manta.delivery.screening import Wanted, screen
+from manta.errors import InvalidRequest
 from manta.ids import encode_id
-from manta.people.commands import Consent, Suppress, UpsertPeople
+from manta.people.commands import Consent, LiftSuppression, Suppress, UpsertPeople
 from manta.privacy import names
 from manta.privacy.commands import Erase, KeepErasing, LiftErasure
 from manta.privacy.hashes import keyed_hash
 from manta.privacy.names import Name
 from manta.schema import TABLES
 from manta.store import erasure, lake
+from manta.store.documents import Documents
 from manta.store.objects import FileObjects
 from manta.store.settings import ShardSettings
 from manta.store.shard import ShardStore
@@ -381,3 +384,55 @@ def test_late_news_about_an_erased_address_stores_nothing(house: House) -> None:
     house.person(ANN["email"], "crm-new")
     (done,) = house.run(suppress)
     assert done.changed
+
+
+def test_replaced_files_stay_for_a_day(house: House) -> None:
+    id, _ = lived(house)
+    erase(house, id)
+    published = house.clock.now()
+    house.pass_through(purge=False)
+    store, day = house.store, timedelta(days=1)
+    assert erasure.purge(store, published - day) == 0
+    assert erasure.unpurged_since(store.maintenance.manifest) == published
+    assert Search(needles(id)).run(house.root)["address"]
+    house.run(write(event(5, "later")))
+    flush(store)
+    assert erasure.purge(store, published) > 0
+    assert erasure.unpurged_since(store.maintenance.manifest) is None
+    assert not any(Search(needles(id)).run(house.root).values())
+    assert content(house.opened())["events"] == content(store)["events"]
+
+
+def test_the_shard_wakes_in_time(house: House) -> None:
+    id, _ = lived(house)
+    hook, ask = ErasureHook(), house.store
+    assert hook.after_commit(ask.database, ask.context()).next_wake is None
+    erase(house, id)
+    at = house.store.now()
+    found = hook.after_commit(ask.database, ask.context())
+    assert (found.pushes, found.next_wake) == ((), at + timedelta(hours=44))
+    found = hook.after_commit(ask.database, ask.context(at + timedelta(hours=44)))
+    assert [push.method for push in found.pushes] == ["rewrite_erasures"]
+
+
+def test_documents_forget_ids(tmp_path: Path) -> None:
+    clock, objects = ManualClock(START), FileObjects(tmp_path)
+    documents = Documents(objects, "default/journal/director", "director", b"d" * 16, clock)
+    documents.recover()
+    id = 8534401402190238002
+    progress = {"last_subscriber": id, "rows": 17, "to": encode_id(id)}
+    documents.change([("campaigns", "1", progress)], "key", {"id": id})
+    documents.snapshot()
+    assert documents.forget([id]) == 2
+    assert not any(Search({"id": id}).run(tmp_path).values())
+    kept = {"last_subscriber": id - 1, "rows": 17, "to": "erased"}
+    assert documents.get("campaigns", "1") == kept
+    again = Documents(objects, "default/journal/director", "director", b"e" * 16, clock)
+    again.recover()
+    assert again.get("campaigns", "1") == kept
+
+
+def test_no_operator_lifts_what_an_erasure_left(house: House) -> None:
+    hashed = keyed_hash(KEY, "email", ANN["address"])
+    with pytest.raises(InvalidRequest, match="the person alone"):
+        house.run(LiftSuppression(None, "email", hashed, "me"))
