@@ -102,7 +102,7 @@ def _events(schemas: dict[str, Any]) -> dict[str, Any]:
         "description": 'What people did: one event, or `{"events": […]}` with up to '
         f"{BATCH_ITEMS_MAX:,}. Answered after they are stored; in a batch each succeeds or fails "
         "alone, `errors` names the refused ones by `index`. An event with an `id` counts once. "
-        "Somebody new, named by address or external id, is created without any consent.",
+        "Somebody new, named by address, external or anonymous id, is created without consent.",
         "requestBody": {
             "required": True,
             "content": {"application/json": {"schema": {"oneOf": [event, batch]}}},

@@ -8,7 +8,7 @@ from typing import Any
 
 from actors.handles import Handles
 from manta.errors import NotFound
-from manta.ingestion.sources import SEGMENT, SITES, SOURCES
+from manta.ingestion.sources import PRIVACY, SEGMENT, SITES, SOURCES
 from manta.schema import AttributeType
 from serve_apps import reads
 from serve_apps.limits import CALL_DEADLINE_S
@@ -45,7 +45,9 @@ class Knowledge:
         return {"kind": SEGMENT, "declare": True}
 
     async def source_named(self, name: str) -> Document:
-        """A source by its name; one of a kind by the kind's own name."""
+        """A source by its name; one of a kind by the kind's own name. What a shop asks a person to
+        do is kept under a name of its own."""
+        name = name.removeprefix(PRIVACY)
         for source in await self._read(SOURCES):
             if source["name"] == name:
                 return dict(source)
@@ -56,6 +58,13 @@ class Knowledge:
             path="source",
             expected="a source of this name",
         )
+
+    async def source_of_id(self, id: int) -> Document | None:
+        """A source by its number."""
+        for source in await self._read(SOURCES):
+            if source["id"] == id:
+                return dict(source)
+        return None
 
     async def hosts(self) -> frozenset[str]:
         """The hosts of all sites."""

@@ -23,14 +23,25 @@ import pyarrow as pa
 from pydantic_core import from_json, to_json
 
 from actors.handles import Handles
-from manta.errors import Conflict, InvalidRequest, MantaError, Overloaded, RetryableError
+from manta.clock import parse_instant
+from manta.errors import (
+    Conflict,
+    InvalidRequest,
+    MantaError,
+    NotFound,
+    Overloaded,
+    RetryableError,
+)
 from manta.events.commands import RECORDED
 from manta.ingestion.normalised import GivenConsent, Normalised, Unfit, received_id
 from manta.ingestion.normalisers import NORMALISERS
 from manta.ingestion.quarantine import Quarantine, Waif
 from manta.ingestion.traits import Typed, typed
 from manta.people.commands import Consent, UpsertPeople
+from manta.people.consents import SUBSCRIBED_TO, UNSUBSCRIBED
+from manta.people.identifying import living
 from manta.schema import ATTRIBUTE_PREFIX, AttributeType
+from serve_apps import reads
 from serve_apps.collect.knowledge import Document, Knowledge
 from serve_apps.collect.naming import Naming, name_all
 from serve_apps.collect.people import People
@@ -39,6 +50,7 @@ from serve_apps.limits import CALL_DEADLINE_S
 
 QUARANTINED = "quarantined"
 REFUSED = "refused"
+_OWN_ACTS = ("single", "double", "page")  # methods by which people themselves consent
 _LOCALE = re.compile(r"[A-Za-z]{2,3}(?:-[A-Za-z0-9]{1,8})*")
 
 
@@ -100,6 +112,12 @@ class Intake:
         await self._type(works, bool(source.get("declare", True)))
         await self._identify(works, name)
         await self._record(works, name)
+        gone = [work for work in works if isinstance(work.error, NotFound) and work.person]
+        if gone:  # erased, or given up by whoever had the name when we asked
+            for work in gone:
+                self._people.forget(work.person)
+            await self._identify(gone, name)
+            await self._record(gone, name)
         for work in works:
             wrong = work.typed.misfits[:1]
             if isinstance(work.error, InvalidRequest):
@@ -177,18 +195,42 @@ class Intake:
 
     async def _consent(self, works: Sequence[_Work], source: str) -> None:
         """Consents are added as a batch adds them: what somebody has withdrawn stays so."""
-        groups: dict[tuple[int, str, str, str], list[tuple[int, GivenConsent]]] = defaultdict(list)
-        for work in works:
-            for given in work.said.consents if work.person else ():
-                shard = self._shards.of_subscriber(work.person)
-                group = (shard, given.channel, given.topic, given.status)
-                groups[group].append((work.person, given))
-        for (shard, channel, topic, status), given in groups.items():
-            rows = pa.table({"subscriber_id": [person for person, _ in given]})
-            consent = Consent(channel, topic, status)
+        giving = [
+            (work.person, given) for work in works if work.person for given in work.said.consents
+        ]
+        if not giving:
+            return
+        now = await living(self._shards, {person for person, _ in giving})
+        groups: dict[tuple[Any, ...], list[tuple[int, GivenConsent]]] = defaultdict(list)
+        for person, given in giving:
+            if given.status == UNSUBSCRIBED and await self._is_over(now[person], given):
+                continue
+            proof = to_json(given.proof).decode()
+            shard = self._shards.of_subscriber(now[person])
+            group = (shard, given.channel, given.topic, given.status, proof)
+            groups[group].append((now[person], given))
+        for (shard, channel, topic, status, _), members in groups.items():
+            rows = pa.table({"subscriber_id": [person for person, _ in members]})
+            consent = Consent(channel, topic, status, members[0][1].proof)
             await self._shards.execute(
                 shard, UpsertPeople(self._key(), rows, source, consent), CALL_DEADLINE_S
             )
+
+    async def _is_over(self, person: int, given: GivenConsent) -> bool:
+        """Whether an opt-out, which sources tell again with every change of a person, is older than
+        a consent that the person has given since by their own act. In doubt the opt-out counts."""
+        if given.at is None:
+            return False
+        try:
+            held = (await reads.person(self._handles, person))["consents"]
+        except InvalidRequest:  # gone meanwhile
+            return False
+        for each in held:
+            proof = each["proof"] or {}
+            if (each["channel"], each["topic"]) == (given.channel, given.topic):
+                is_own = each["status"] == SUBSCRIBED_TO and proof.get("method") in _OWN_ACTS
+                return is_own and _instant(proof.get("at")) > given.at
+        return False
 
     # -- events --------------------------------------------------------------------------------
 
@@ -250,6 +292,14 @@ class Intake:
         """Of one command: so an unknown outcome may be tried again."""
         self._commands += 1
         return f"collect:{self._producer}:{self._commands}"
+
+
+def _instant(text: str | None) -> datetime:
+    """What a proof says, who writes it as they like; long ago where it says nothing."""
+    try:
+        return parse_instant(text or "")
+    except (ValueError, OverflowError):
+        return datetime.min
 
 
 def _columns(work: _Work) -> dict[str, Any]:

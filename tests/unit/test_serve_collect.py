@@ -7,6 +7,7 @@ import gzip
 import json
 import zlib
 from datetime import datetime
+from random import Random
 from typing import Any
 
 import pytest
@@ -15,11 +16,13 @@ from manta.clock import as_text
 from manta.content.tokens import TokenKind, keyring_of
 from manta.errors import StoreUnavailable
 from manta.ids import NOBODY, MessageRef
-from manta.ingestion import quarantine
+from manta.ingestion import quarantine, segment
 from manta.ingestion.visits import is_of, tagged, visit_token
 from serve_apps.api import create_api
+from serve_apps.collect import create_collect
 from serve_apps.collect.rates import Buckets, Rate
 from serve_apps.collect.snippet import SNIPPET
+from serve_apps.collect.taking import Arrived, Taken
 from serve_apps.links import LinkKeys
 from serve_apps.problems import TooMany
 from serve_apps.visits import Visits
@@ -396,3 +399,13 @@ async def test_a_click_that_leads_to_a_site_takes_a_token_along(world, http):
     assert ring.verify(token, NOW, TokenKind.VISIT).ref == ref
     assert target("https://other.example/x") == "https://other.example/x"
     assert target("https://shop.example/x", MessageRef(NOBODY, 6)) == "https://shop.example/x"
+
+
+async def test_who_is_gone_is_asked_for_once_more(world):
+    _, collect = create_collect(world.handles, world.authenticator, "r1", Random(3))
+    collect.intake._people.put({"external_id": "u"}, 12_345)
+    message = {**TRACK, "messageId": "1"}
+    found = segment.normalise({}, message, NOW)
+    (taken,) = await collect.intake.take({"kind": "segment"}, [Arrived("{}", found)])
+    assert taken == Taken("recorded")
+    assert len(events(world)) == 1

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from manta.errors import StoreUnavailable
-from serve_apps import gather
+from serve_apps import gather, ingest
+from serve_apps.collect.rates import Rate
 from serve_apps.ingest import create_ingest
 from tests.unit.serve_fakes import client
 from tests.unit.serve_world import House, house
@@ -146,3 +147,15 @@ async def test_full_queues_and_a_silent_store_ask_for_a_retry(world, http, monke
     world.calls.troubles = [StoreUnavailable("the disk is full")]
     down = await http.post(URL, json={"events": [event | {"id": "3"}]})
     assert (down.status_code, down.json()["code"]) == (503, "store_unavailable")
+
+
+async def test_over_the_limit_of_a_key(world, monkeypatch):
+    monkeypatch.setattr(ingest, "SERVER", Rate(per_s=1, burst=2))
+    app = create_ingest(world.handles, world.authenticator, "r1", Random(3))
+    event = {"type": "view", "email": "a@x.example"}
+    async with client(app, URL, await world.key("events:write")) as http:
+        assert (await http.post(URL, json={"events": [event] * 3})).status_code == 200
+        answer = await http.post(URL, json=event)
+        assert (answer.status_code, answer.headers["retry-after"]) == (429, "2")
+        world.clock.advance(2)
+        assert (await http.post(URL, json=event)).status_code == 200
