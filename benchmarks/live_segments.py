@@ -246,9 +246,11 @@ def evaluated(children: list[Child]) -> list[dict[str, Any]]:
 # -- the load --------------------------------------------------------------------------------------
 
 
-def under_load(children: list[Child], loads: list[Load], seconds: float) -> tuple[float, int]:
+def under_load(
+    children: list[Child], loads: list[Load], seconds: float, rate: float
+) -> tuple[float, int]:
     """Send at the rate for so long; how late the sender was at worst, and how many events."""
-    each = RATE * TICK_S / SHARDS
+    each = rate * TICK_S / SHARDS
     began_s, late_s, owed = time.monotonic(), 0.0, [0.0] * SHARDS
     waiting: deque[Future[Any]] = deque()
     for tick in range(int(seconds / TICK_S)):
@@ -351,7 +353,7 @@ def measure(root: str, folder: str, options: argparse.Namespace) -> dict[str, An
     print(f"evaluated in {whole_s:.0f} s, {members:,} memberships", flush=True)
     print("shards:", *(child.process.pid for child in children), flush=True)
     used_s = [child.ask(USAGE).result(60) for child in children]
-    late_s, sent = under_load(children, loads, options.seconds)
+    late_s, sent = under_load(children, loads, options.seconds, options.rate)
     time.sleep(12 + SETTLE_S)  # the last turns are up to 12 s off
     busy = sum(child.ask(USAGE).result(60) for child in children) - sum(used_s)
     statuses = [child.ask(STATUS).result(60) for child in children]
@@ -378,6 +380,7 @@ def measure(root: str, folder: str, options: argparse.Namespace) -> dict[str, An
         "never_seen": len(seen.missing) + lost,
         "drift": sum(n for found in drift for one in found.values() for n in one.values()),
         "events": sent,
+        "events_per_s": options.rate,
         "sender_late_worst_s": round(late_s, 3),
         "first_evaluation_s": round(whole_s, 1),
         "memberships": members,
@@ -397,6 +400,7 @@ def main() -> None:
     parser.add_argument("--people", type=int, default=1_000_000)
     parser.add_argument("--events", type=int, default=0, help="20 a person, unless said")
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--rate", type=float, default=RATE, help="events a second")
     parser.add_argument("--idle-seconds", type=float, default=60.0)
     options = parser.parse_args()
     events = options.events or 20 * options.people
