@@ -28,7 +28,7 @@ from manta.schema import QUARANTINE
 
 ROWS_MAX = 10_000  # that wait, of one shard
 BYTES_MAX = 64 << 20  # of their bodies
-BODY_BYTES_MAX = 64 << 10
+BODY_BYTES_MAX = 520 << 10  # of one: what a webhook may have, and what comes around it
 COMMAND_ROWS_MAX = 2_500
 PAGE_ROWS_MAX = 1_000
 WAIT_MAX = timedelta(days=30)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from manta.people.aliases import STANDING, among_ids, followed, merged_into, sta
 from manta.people.consents import address_kind
 from manta.people.identities import CONFIRMED, EMAIL, compared
 from manta.people.suppressions import holder
-from manta.rules.loading import columns_of_profiles
+from manta.rules.loading import columns_of_profiles, has_past
 from manta.rules.scope import without_unknown
 from manta.rules.sql import compile_sql
 from manta.rules.tree import parse
@@ -92,15 +93,18 @@ def person(
             f" WHERE to_id = ? AND {STANDING} ORDER BY created_at, from_id",
             [id],
         ).to_pylist(),
-        "consents": database.table(
-            "SELECT channel, topic, status, source, changed_at, expires_at FROM consents"
-            " WHERE subscriber_id = ? ORDER BY channel, topic",
-            [id],
-        ).to_pylist(),
+        "consents": [
+            {**each, "proof": json.loads(each["proof"]) if each["proof"] else None}
+            for each in database.table(
+                "SELECT channel, topic, status, source, changed_at, expires_at, proof FROM consents"
+                " WHERE subscriber_id = ? ORDER BY channel, topic",
+                [id],
+            ).to_pylist()
+        ],
         "suppressions": database.table(
             "SELECT channel, reason, source, created_at, expires_at FROM suppressions"
-            " WHERE channel = 'email' AND address = lower(?)"
-            " AND (expires_at IS NULL OR expires_at > ?)",
+            " WHERE (channel = 'email' OR starts_with(channel, 'email/')) AND address = lower(?)"
+            " AND (expires_at IS NULL OR expires_at > ?) ORDER BY channel",
             [row["email"], context.now],
         ).to_pylist(),
     }
@@ -154,7 +158,8 @@ def audience_page(database: Database, context: Context, arguments: Mapping[str, 
         types = {name: AttributeType(kind) for name, kind in arguments["attributes"].items()}
         rule = without_unknown(parse(arguments["rule"], types), there)
         now = arguments.get("now") or context.now
-        chosen = compile_sql(rule, now, context.settings.get("time_zone") or "UTC")
+        zone = context.settings.get("time_zone") or "UTC"
+        chosen = compile_sql(rule, now, zone, has_past=has_past(database))
         sql += f" SEMI JOIN ({chosen.sql}) chosen ON chosen.subscriber_id = p.subscriber_id"
         params += chosen.params
     sql += " WHERE p.subscriber_id > ? ORDER BY p.subscriber_id LIMIT ?"
