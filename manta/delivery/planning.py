@@ -27,7 +27,7 @@ from manta.delivery.outcomes import REASON_CHARACTERS_MAX, expiry_reason
 from manta.delivery.screening import Wanted, screen
 from manta.errors import Conflict, InvalidRequest, NotFound
 from manta.ids import campaign_message_key, hash64
-from manta.rules.loading import columns_of_profiles
+from manta.rules.loading import columns_of_profiles, has_past
 from manta.rules.scope import without_unknown
 from manta.rules.sql import compile_sql
 from manta.schema import LEDGER
@@ -192,7 +192,7 @@ class PlanCampaign:
         if not plan.audience:
             return database.table("SELECT 0::BIGINT AS subscriber_id, '' AS state LIMIT 0")
         rule = without_unknown(plan.audience_rule(), columns_of_profiles(database))
-        audience = compile_sql(rule, plan.due_at, plan.time_zone)
+        audience = compile_sql(rule, plan.due_at, plan.time_zone, has_past=has_past(database))
         return database.table(
             f"WITH audience AS ({audience.sql}),"
             " page AS (SELECT DISTINCT p.subscriber_id FROM profiles p"

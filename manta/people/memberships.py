@@ -22,7 +22,7 @@ from manta.command import Change, Context, Database, Decision, Op
 from manta.errors import InvalidRequest
 from manta.people.definitions import SEGMENT
 from manta.people.history import compact_json, recorded, same, upserted
-from manta.rules.loading import columns_of_profiles
+from manta.rules.loading import columns_of_profiles, has_past
 from manta.rules.scope import without_unknown
 from manta.rules.sql import compile_sql
 from manta.rules.tree import parse
@@ -128,7 +128,7 @@ class Snapshot:
         types = {name: AttributeType(kind) for name, kind in self.attributes.items()}
         rule = without_unknown(parse(self.rule, types), columns_of_profiles(database))
         zone = str(context.settings.get("time_zone") or "UTC")
-        asked = compile_sql(rule, context.now, zone)
+        asked = compile_sql(rule, context.now, zone, has_past=has_past(database))
         found = database.table(
             f"WITH holding AS MATERIALIZED ({asked.sql}), present AS MATERIALIZED"
             " (SELECT subscriber_id FROM memberships WHERE list_contains(segments, ?::INTEGER))"

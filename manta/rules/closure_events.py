@@ -1,7 +1,8 @@
 """The conditions on events as Python functions, and the instants at which time moves them.
 
 A condition reads the rows of a person latest first, so that a window ends the walk where it begins.
-``flips`` name every instant at which an event begins to count, enters or leaves a frame.
+``flips`` name every instant at which an event begins to count, enters or leaves a frame. What is
+kept of events that have left memory (``Person.past``) counts for the conditions that it serves.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 
+from manta.rules.kept import KeptSum, kept_of, overlaps
 from manta.rules.meaning import SETTLING, frame_range, micros, plus, zone_of
 from manta.rules.nodes import Event, EventTime, LastMessages
 from manta.rules.person import EventRow, Person
@@ -78,53 +80,94 @@ def _rows(happening: Happening, zone: str) -> Callable[[Person, datetime], Itera
     return rows
 
 
+def _sums(rule: Event | EventTime, zone: str) -> Callable[[Person, datetime], Sequence[KeptSum]]:
+    """What is kept of the rule's events that have left memory, in whatever frame."""
+    kept, test = kept_of(rule), row_test(rule.happening.where, zone)
+    if kept is None:
+        return lambda person, now: ()
+
+    def sums(person: Person, now: datetime) -> Sequence[KeptSum]:
+        found = person.past.get(kept, ())
+        if not found or test is None:
+            return found
+        return [one for one in found if test(EventRow(one.first_at, item=one.item), now)]
+
+    return sums
+
+
+def _past(rule: Event | EventTime, zone: str) -> Callable[[Person, datetime], Sequence[KeptSum]]:
+    """Of these the ones that count."""
+    sums = _sums(rule, zone)
+
+    def counting(person: Person, now: datetime) -> Sequence[KeptSum]:
+        found = sums(person, now)
+        if not found:
+            return ()
+        low, high = overlaps(rule, now)
+        return [one for one in found if one.first_at < high and one.last_at >= low]
+
+    return counting
+
+
 def event(rule: Event, zone: str) -> Leaf:
-    rows, type_, for_none = _rows(rule.happening, zone), rule.happening.type, rule.holds_for_none
-    comparison = rule.comparison
+    rows, past = _rows(rule.happening, zone), _past(rule, zone)
+    type_, for_none = rule.happening.type, rule.holds_for_none
+    comparison, flips = rule.comparison, _happening_flips(rule, zone)
     if rule.sum_of is not None:
         read = property_reader(rule.sum_of, AttributeType.NUMBER)
         wanted = micros(comparison.value)
         assert wanted is not None
 
         def total(person: Person, now: datetime) -> bool:
-            return compare(sum(micros(read(row)) or 0 for row in rows(person, now)), wanted)
+            amount = sum(micros(read(row)) or 0 for row in rows(person, now))
+            return compare(amount + sum(one.micros for one in past(person, now)), wanted)
 
         compare = comparison.function
-        return total, _happening_flips(rule.happening, zone)
+        return total, flips
     if comparison.operator == "at_least" and comparison.value == 1:
 
         def once(person: Person, now: datetime) -> bool:
-            if type_ not in person.events:
-                return False
-            return next(rows(person, now), None) is not None
+            if type_ in person.events and next(rows(person, now), None) is not None:
+                return True
+            return bool(past(person, now))
 
-        return once, _happening_flips(rule.happening, zone)
+        return once, flips
 
     def counted(person: Person, now: datetime) -> bool:
-        if type_ not in person.events:
+        if type_ not in person.events and not person.past:
             return for_none
-        return comparison.holds(sum(1 for _ in rows(person, now)))
+        count = sum(1 for _ in rows(person, now))
+        return comparison.holds(count + sum(one.events for one in past(person, now)))
 
-    return counted, _happening_flips(rule.happening, zone)
+    return counted, flips
 
 
 def event_time(rule: EventTime, zone: str) -> Leaf:
     bounds = Bounds(rule.happening.within)
     ever = Happening(rule.happening.type, rule.happening.where)
-    rows = _rows(ever, zone)
+    rows, past = _rows(ever, zone), _past(rule, zone)
 
-    def holds(person: Person, now: datetime) -> bool:
-        latest_first = rows(person, now)
+    def time(person: Person, now: datetime) -> datetime | None:
+        """What is kept of the past lies before all of memory."""
+        latest_first, sums = rows(person, now), past(person, now)
+        if rule.first and sums:
+            return min(one.first_at for one in sums)
         chosen = next(latest_first, None)
         if chosen is None:
-            return False
+            return max((one.last_at for one in sums), default=None)
         if rule.first:
             for row in latest_first:
                 chosen = row
-        _, low, high = bounds(now)
-        return low <= chosen[0] < high
+        return chosen[0]
 
-    return holds, _happening_flips(rule.happening, zone)
+    def holds(person: Person, now: datetime) -> bool:
+        chosen = time(person, now)
+        if chosen is None:
+            return False
+        _, low, high = bounds(now)
+        return low <= chosen < high
+
+    return holds, _happening_flips(rule, zone)
 
 
 def width_of(frame: Frame | None) -> timedelta | None:
@@ -132,7 +175,23 @@ def width_of(frame: Frame | None) -> timedelta | None:
     return frame.value.delta if frame is not None and isinstance(frame.value, Span) else None
 
 
-def _happening_flips(happening: Happening, zone: str) -> Flips:
+def _happening_flips(rule: Event | EventTime, zone: str) -> Flips:
+    """What the rows of memory move, and the first and last times that are kept of the others."""
+    happening, sums = rule.happening, _sums(rule, zone)
+    of_rows, width = _row_flips(happening, zone), width_of(happening.within)
+    if kept_of(rule) is None or width is None:
+        return of_rows
+
+    def flips(person: Person, now: datetime) -> Iterator[datetime]:
+        yield from of_rows(person, now)
+        for one in sums(person, now):
+            yield plus(one.first_at, width)
+            yield plus(one.last_at, width)
+
+    return flips
+
+
+def _row_flips(happening: Happening, zone: str) -> Flips:
     """A row moves an answer when it begins to count, and when it enters or leaves the frame.
 
     Rows are in order of time, so the first of each kind gives the least instant.

@@ -7,6 +7,7 @@ be had cheaply the instant is the closure's own; elsewhere it is earlier, which 
 of that person by closure, and that gives the exact one:
 
 - of an event type all conditions share one scan of the longest window, and one group by person;
+- of events that have left memory the first and last times that are kept count as events would;
 - chains of sequences and keys are not looked for: their last steps count as if they stood alone;
 - a calendar day that is more than two days off is waited for until two days before it, since the
   zones lie within a day of UTC; nearer ones until the next day of the person's zone.
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 
 from manta.rules.closure_events import width_of
+from manta.rules.kept import kept_of
 from manta.rules.meaning import HUMAN_TYPES, SETTLING, TICK, by_days, next_day_start, plus, zone_of
 from manta.rules.nodes import (
     Attribute,
@@ -36,7 +38,7 @@ from manta.rules.nodes import (
 )
 from manta.rules.scope import touches
 from manta.rules.sql import Compiled, attribute_column
-from manta.rules.sql_events import BY_PERSON
+from manta.rules.sql_events import BY_PERSON, of_kept
 from manta.rules.sql_tests import Sql, join, property_test, property_value
 from manta.rules.terms import Filter, Operator, Test
 from manta.rules.values import moves
@@ -46,14 +48,15 @@ MARGIN_DAYS = 2
 _NO_TIME = timedelta(0)
 
 
-def compile_flips(rule: Rule, now: datetime, zone: str = "UTC") -> Compiled:
+def compile_flips(rule: Rule, now: datetime, zone: str = "UTC", has_past: bool = False) -> Compiled:
     """Selects ``subscriber_id`` and ``flips_at`` of those whose answer time alone could change.
 
-    The connection and ``profiles`` are to be as for ``compile_sql``.
+    The connection and ``profiles`` are to be as for ``compile_sql``, and so is ``has_past``.
     """
     nodes = list(dict.fromkeys(walk(rule)))
     clock = _Clock(now, zone)
     parts = [part for type_ in _types(nodes) for part in _of_events(type_, clock)]
+    parts += _of_past(nodes, clock) if has_past else []
     parts += _of_profiles(nodes, clock)
     parts += _of_held([node for node in nodes if isinstance(node, HasBeen)], clock)
     parts += _of_records(nodes, clock)
@@ -166,6 +169,25 @@ def _of_events(type_: _Type, clock: _Clock) -> list[Sql]:
 def _from_events(type_: str) -> Sql:
     human = f" AND {BY_PERSON}" if type_ in HUMAN_TYPES else ""
     return Sql(f" AS flips_at FROM events e WHERE e.type = ?{human}", type_)
+
+
+def _of_past(nodes: list[Rule], clock: _Clock) -> list[Sql]:
+    parts = []
+    for node in nodes:
+        kept = kept_of(node)
+        if not isinstance(node, Event | EventTime) or kept is None:
+            continue
+        width = width_of(node.happening.within)
+        if width is None:
+            continue
+        since = plus(clock.now, -width)
+        first = Sql("min(e.first_at) FILTER (WHERE e.first_at > ?::TIMESTAMP)", since)
+        earliest = Sql("least(") + first + Sql(", min(e.last_at))")
+        part = Sql("SELECT e.subscriber_id, ") + _later(earliest, width) + Sql(" AS flips_at")
+        part += Sql(f" FROM {kept.table} e WHERE e.last_at > ?::TIMESTAMP", since)
+        part += Sql(" AND ") + of_kept(node, kept, clock.now, clock.zone)
+        parts.append(part + Sql(" GROUP BY e.subscriber_id"))
+    return parts
 
 
 # -- people ----------------------------------------------------------------------------------------

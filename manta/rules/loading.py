@@ -2,7 +2,8 @@
 
 Only what the rules can look at is read: their event types (through the index on the person), their
 attributes, consents, suppressions, memberships and predictions; opens and clicks by machines are
-left out, as the SQL of a rule leaves them out. All reads belong to one committed state when the
+left out, as the SQL of a rule leaves them out. Of events that have left memory come the sums that
+are kept, for rules that they serve. All reads belong to one committed state when the
 database is a reader's cursor in one transaction, or the writer's own.
 """
 
@@ -13,6 +14,7 @@ from datetime import datetime
 from typing import Any
 
 from manta.command import Database
+from manta.rules.kept import ITEMS, MONTHS, PURCHASED, Kept, KeptSum
 from manta.rules.person import Consented, EventRow, Person, Suppression
 from manta.rules.scope import Touches
 from manta.rules.sql_events import HUMAN, INDEXED_MAX, near
@@ -52,6 +54,7 @@ def load(
     suppressions = _suppressions(database, profiles) if wanted.suppressions else {}
     times = _named(database, "attribute_times", "changed_at", these, wanted.held)
     predictions = _named(database, "predictions", "value", these, wanted.predictions)
+    past = _past(database, these, wanted.past) if wanted.past and has_past(database) else {}
     return {
         id: Person(
             id,
@@ -62,9 +65,32 @@ def load(
             suppressions.get(id, ()),
             times.get(id, {}),
             predictions.get(id, {}),
+            past.get(id, {}),
         )
         for id, profile in profiles.items()
     }
+
+
+def has_past(database: Database) -> bool:
+    """Whether events have left the memory of this shard and are kept as sums."""
+    return bool(database.rows("SELECT 1 FROM event_months LIMIT 1"))
+
+
+def _past(
+    database: Database, ids: list[int], wanted: Iterable[Kept]
+) -> dict[int, dict[Kept, list[KeptSum]]]:
+    found: dict[int, dict[Kept, list[KeptSum]]] = {}
+    for kept in sorted(wanted):
+        by_month = kept.table == MONTHS
+        sql = (
+            f"SELECT subscriber_id, first_at, last_at, events, amount,"
+            f" {'NULL' if by_month else 'item'} FROM {MONTHS if by_month else ITEMS}"
+            f" WHERE {'type' if by_month else repr(PURCHASED)} = ?"
+            " AND subscriber_id IN (SELECT unnest(?::BIGINT[]))"
+        )
+        for id, *row in database.rows(sql, [kept.type, ids]):
+            found.setdefault(id, {}).setdefault(kept, []).append(KeptSum._make(row))
+    return found
 
 
 def columns_of_profiles(database: Database) -> list[str]:

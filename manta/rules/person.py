@@ -8,6 +8,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from manta.rules.kept import Kept, KeptSum
 from manta.rules.meaning import event_key
 from manta.rules.terms import Property
 
@@ -40,7 +41,8 @@ class Person:
     """What a rule may look at. ``profile`` maps columns of ``profiles`` to values; one that is
     absent is missing. ``events`` holds by type what ``loading`` gathered, earliest first, without
     the opens and clicks of machines. ``attribute_times`` says since when an attribute has its value
-    where it has ever changed, ``predictions`` what is predicted, both by name."""
+    where it has ever changed, ``predictions`` what is predicted, both by name. ``past`` is what is
+    kept of events that have left memory."""
 
     subscriber_id: int
     profile: Mapping[str, Any]
@@ -50,6 +52,7 @@ class Person:
     suppressions: Sequence[Suppression] = ()  # of the e-mail address
     attribute_times: Mapping[str, datetime] = field(default_factory=dict)
     predictions: Mapping[str, float | None] = field(default_factory=dict)
+    past: Mapping[Kept, Sequence[KeptSum]] = field(default_factory=dict)
 
     @cached_property
     def sent(self) -> list[EventRow]:

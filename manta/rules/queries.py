@@ -7,7 +7,7 @@ from typing import Any
 
 from manta.command import Context, Database
 from manta.errors import InvalidRequest
-from manta.rules.loading import columns_of_profiles
+from manta.rules.loading import columns_of_profiles, has_past
 from manta.rules.scope import without_unknown
 from manta.rules.sql import compile_count, compile_sample
 from manta.rules.tree import parse
@@ -26,11 +26,12 @@ def audience(database: Database, context: Context, arguments: Mapping[str, Any])
     zone, size = context.settings.get("time_zone") or "UTC", int(arguments.get("sample") or 0)
     if not 0 <= size <= SAMPLE_MAX:
         raise InvalidRequest(f"a sample of {size}", path="sample", expected=f"0 to {SAMPLE_MAX}")
-    counted = compile_count(rule, context.now, zone)
+    past = has_past(database)
+    counted = compile_count(rule, context.now, zone, has_past=past)
     ((count,),) = database.rows(counted.sql, counted.params)
     if not size:
         return {"count": count, "sample": []}
-    drawn = compile_sample(rule, context.now, size, zone)
+    drawn = compile_sample(rule, context.now, size, zone, has_past=past)
     rows = database.table(
         f"SELECT p.* FROM profiles p WHERE p.subscriber_id IN (SELECT subscriber_id FROM"
         f" ({drawn.sql})) ORDER BY p.subscriber_id",

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from manta.errors import InvalidRequest
+from manta.rules.kept import Kept, sums_of, unserved
 from manta.rules.meaning import frame_range
 from manta.rules.nodes import (
     All,
@@ -54,6 +55,7 @@ class Touches:
     suppressions: bool = False
     predictions: frozenset[str] = frozenset()
     held: frozenset[str] = frozenset()  # of `attributes`: those whose time of change counts too
+    past: frozenset[Kept] = frozenset()  # sums of events that have left memory
 
     def __or__(self, other: Touches) -> Touches:
         return Touches(
@@ -64,6 +66,7 @@ class Touches:
             self.suppressions or other.suppressions,
             self.predictions | other.predictions,
             self.held | other.held,
+            self.past | other.past,
         )
 
 
@@ -73,6 +76,7 @@ def touches(*rules: Rule) -> Touches:
     for rule in rules:
         for node in walk(rule):
             found |= _touches_of(node)
+        found |= Touches(past=sums_of(rule))
     return found
 
 
@@ -135,6 +139,14 @@ def reach(now: datetime, *rules: Rule) -> Reach:
         elif isinstance(node, Keyed) and node.holds_for_none:
             found |= Reach(None)
     return found
+
+
+def beyond(rule: Rule, memory: timedelta, now: datetime) -> tuple[Rule, timedelta | None] | None:
+    """The condition that looks furthest back beyond so much memory of events, and how far; ``None``
+    where memory and the sums of what has left it (``manta.rules.kept``) answer the rule."""
+    far = [(one, reach(now, one).back) for one in unserved(rule)]
+    far = [(one, back) for one, back in far if back is None or back > memory]
+    return max(far, key=lambda pair: pair[1] or timedelta.max, default=None)
 
 
 def _distance(frame: Frame | None, now: datetime, more: timedelta = timedelta(0)) -> Reach:

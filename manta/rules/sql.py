@@ -59,29 +59,45 @@ class Compiled:
 
 
 def compile_sql(
-    rule: Rule, now: datetime, zone: str = "UTC", among: Iterable[int] | None = None
+    rule: Rule,
+    now: datetime,
+    zone: str = "UTC",
+    among: Iterable[int] | None = None,
+    has_past: bool = False,
 ) -> Compiled:
     """Selects ``subscriber_id`` of the people for whom the rule holds at ``now``.
 
     ``zone`` is the workspace's time zone, for people without one of their own. ``among`` restricts
-    the answer, and the work, to these people.
+    the answer, and the work, to these people. ``has_past``: events have left this database and are
+    kept as sums (``manta.rules.loading.has_past``); never so of the lake, which holds them all.
     """
-    return _Statement(now, zone, among).select(rule, "SELECT p.subscriber_id", "")
+    return _Statement(now, zone, among, has_past).select(rule, "SELECT p.subscriber_id", "")
 
 
 def compile_count(
-    rule: Rule, now: datetime, zone: str = "UTC", among: Iterable[int] | None = None
+    rule: Rule,
+    now: datetime,
+    zone: str = "UTC",
+    among: Iterable[int] | None = None,
+    has_past: bool = False,
 ) -> Compiled:
     """Selects the one number: how many people the rule holds for."""
-    return _Statement(now, zone, among).select(rule, "SELECT count(*)", "")
+    return _Statement(now, zone, among, has_past).select(rule, "SELECT count(*)", "")
 
 
 def compile_sample(
-    rule: Rule, now: datetime, size: int, zone: str = "UTC", salt: str = "sample"
+    rule: Rule,
+    now: datetime,
+    size: int,
+    zone: str = "UTC",
+    salt: str = "sample",
+    has_past: bool = False,
 ) -> Compiled:
     """Selects ``subscriber_id`` of up to ``size`` people, the same ones for the same salt."""
     order = "ORDER BY md5_number_lower(concat(?::VARCHAR, ':', p.subscriber_id)), 1 LIMIT ?"
-    return _Statement(now, zone, None).select(rule, "SELECT p.subscriber_id", order, salt, size)
+    return _Statement(now, zone, None, has_past).select(
+        rule, "SELECT p.subscriber_id", order, salt, size
+    )
 
 
 # How dear a condition is: those on the person, then events by how far they narrow, then what looks
@@ -103,20 +119,22 @@ def _cost(rule: Rule) -> int:
 class _Statement:
     """Gathers the common table expressions of one statement, in the order of their parameters."""
 
-    def __init__(self, now: datetime, zone: str, among: Iterable[int] | None) -> None:
+    def __init__(
+        self, now: datetime, zone: str, among: Iterable[int] | None, has_past: bool
+    ) -> None:
         self._now = now
         self._zone = zone
         self._expressions: list[tuple[str, Sql]] = []
         self._known: dict[tuple[Rule, str | None], tuple[str, bool]] = {}
         self._zones = False
-        self._events = Source("events", now, zone)
+        self._events = Source("events", now, zone, has_past=has_past)
         self._among: str | None = None
         if among is not None:
             these = list(among)
             ids = Sql("SELECT unnest(?::BIGINT[]) AS subscriber_id", these)
             self._among = self._add("among", ids)
             if 0 < len(these) <= INDEXED_MAX:
-                self._events = Source(self._add("near", near(these)), now, zone)
+                self._events = replace(self._events, table=self._add("near", near(these)))
 
     def select(self, rule: Rule, head: str, tail: str, *tail_params: Any) -> Compiled:
         people = self._people(Sql(head), self._predicate(rule, self._among), self._among)

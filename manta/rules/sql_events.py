@@ -2,7 +2,8 @@
 
 ``Source`` says where events are read and for whom they are told apart: ``subscriber_id`` of the
 events themselves, or person and key of a keyed rule. Opens and clicks that a machine did in a
-person's name never count.
+person's name never count. Where events have left memory, what is kept of them counts too, for the
+conditions that it serves (``manta.rules.kept``).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+from manta.rules.kept import MONTHS, Kept, kept_of, overlaps
 from manta.rules.meaning import (
     HUMAN_LEAST,
     HUMAN_TYPES,
@@ -63,6 +65,11 @@ class Source:
     now: datetime
     zone: str
     ids: tuple[str, ...] = ("subscriber_id",)
+    has_past: bool = False  # whether there are sums of events that have left memory
+
+    def kept_of(self, rule: Event | EventTime) -> Kept | None:
+        """The sums that count for the rule, where there are any."""
+        return kept_of(rule) if self.has_past else None
 
     def named(self, alias: str) -> str:
         return ", ".join(f"{alias}.{name}" for name in self.ids)
@@ -96,32 +103,49 @@ class Source:
 
 def event(rule: Event, source: Source, universe: str | None) -> Sql:
     """The people with such events for whom the answer is not that of people with none."""
+    kept = source.kept_of(rule)
+    if kept is not None:
+        return _event_ever(rule, kept, source, universe)
     people = Sql(f"SELECT {source.named('e')}")
     people += source.matching(rule.happening, universe, rule.happening.within)
     people += Sql(f" GROUP BY {source.named('e')}")
     if rule.sum_of is None and (rule.comparison.operator, rule.comparison.value) == ("at_least", 1):
         return people
-    compared = measured(rule)
-    if rule.holds_for_none:
-        compared = Sql("NOT (") + compared + Sql(")")
-    return people + Sql(" HAVING ") + compared
+    return people + Sql(" HAVING ") + _differs(rule, _measure(rule))
+
+
+def _differs(rule: Event, measure: Sql) -> Sql:
+    """The answer is not that of people without such events."""
+    compared = _compared(rule, measure)
+    return Sql("NOT (") + compared + Sql(")") if rule.holds_for_none else compared
 
 
 def measured(rule: Event, only: Sql | None = None) -> Sql:
     """The comparison over a group of events ``e``, or over ``only`` those that pass."""
-    chosen = Sql(" FILTER (WHERE ") + only + Sql(")") if only else Sql("")
-    operator = COMPARISON_SQL[rule.comparison.operator]
+    return _compared(rule, _measure(rule, only))
+
+
+def _compared(rule: Event, measure: Sql) -> Sql:
+    operator, value = COMPARISON_SQL[rule.comparison.operator], rule.comparison.value
     if rule.sum_of is None:
-        count = Sql("count(*)") + chosen
-        return count + Sql(f" {operator} ?::BIGINT", int(rule.comparison.value))
+        return measure + Sql(f" {operator} ?::BIGINT", int(value))
+    return measure + Sql(f" {operator} ?::HUGEINT", micros(value))
+
+
+def _measure(rule: Event, only: Sql | None = None) -> Sql:
+    chosen = Sql(" FILTER (WHERE ") + only + Sql(")") if only else Sql("")
+    if rule.sum_of is None:
+        return Sql("count(*)") + chosen
     amount = number_property(rule.sum_of)
     limit = "::DOUBLE) <= 9e12::DOUBLE THEN CAST(round("
     total = Sql("coalesce(sum(CASE WHEN abs(") + amount + Sql(limit) + amount
-    total += Sql(" * 1e6::DOUBLE) AS BIGINT) END)") + chosen + Sql(", 0)")
-    return total + Sql(f" {operator} ?::HUGEINT", micros(rule.comparison.value))
+    return total + Sql(" * 1e6::DOUBLE) AS BIGINT) END)") + chosen + Sql(", 0)")
 
 
 def event_time(rule: EventTime, source: Source, universe: str | None) -> Sql:
+    kept = source.kept_of(rule)
+    if kept is not None:
+        return _event_time_ever(rule, kept, source, universe)
     people = Sql(f"SELECT {source.named('e')}") + source.matching(rule.happening, universe)
     return people + Sql(f" GROUP BY {source.named('e')} HAVING ") + timed(rule, source.now)
 
@@ -134,6 +158,49 @@ def timed(rule: EventTime, now: datetime, only: Sql | None = None) -> Sql:
         time += Sql(" FILTER (WHERE ") + only + Sql(")")
     within = time + Sql(" < ?::TIMESTAMP", high)
     return within if low is None else within + Sql(" AND ") + time + Sql(" >= ?::TIMESTAMP", low)
+
+
+# -- what is kept of events that have left memory --------------------------------------------------
+
+_MICROS = "CASE WHEN isfinite(e.amount) THEN CAST(round(e.amount * 1e6::DOUBLE) AS HUGEINT) END"
+
+
+def _event_ever(rule: Event, kept: Kept, source: Source, universe: str | None) -> Sql:
+    """``event`` over memory and sums: each person's measure of both, added up."""
+    people = Sql("SELECT m.subscriber_id FROM (SELECT e.subscriber_id, ") + _measure(rule)
+    people += Sql(" AS measure")
+    people += source.matching(rule.happening, universe, rule.happening.within)
+    of_sum = "e.events" if rule.sum_of is None else _MICROS
+    people += Sql(f" GROUP BY e.subscriber_id UNION ALL SELECT e.subscriber_id, {of_sum}")
+    people += _from_sums(rule, kept, source) + of_people(universe)
+    total = Sql("coalesce(sum(m.measure), 0)")
+    return people + Sql(") m GROUP BY m.subscriber_id HAVING ") + _differs(rule, total)
+
+
+def _event_time_ever(rule: EventTime, kept: Kept, source: Source, universe: str | None) -> Sql:
+    which, of_sum = ("min", "e.first_at") if rule.first else ("max", "e.last_at")
+    people = Sql("SELECT e.subscriber_id FROM (SELECT e.subscriber_id,")
+    people += Sql(f" {which}(e.occurred_at) AS occurred_at")
+    people += source.matching(rule.happening, universe)
+    people += Sql(f" GROUP BY e.subscriber_id UNION ALL SELECT e.subscriber_id, {of_sum}")
+    people += _from_sums(rule, kept, source) + of_people(universe)
+    return people + Sql(") e GROUP BY e.subscriber_id HAVING ") + timed(rule, source.now)
+
+
+def _from_sums(rule: Event | EventTime, kept: Kept, source: Source) -> Sql:
+    low, high = overlaps(rule, source.now)
+    overlapping = Sql("e.first_at < ?::TIMESTAMP", high)
+    if low > datetime.min:
+        overlapping += Sql(" AND e.last_at >= ?::TIMESTAMP", low)
+    meant = of_kept(rule, kept, source.now, source.zone)
+    return Sql(f" FROM {kept.table} e WHERE ") + overlapping + Sql(" AND ") + meant
+
+
+def of_kept(rule: Event | EventTime, kept: Kept, now: datetime, zone: str) -> Sql:
+    """Holds of the sums ``e`` of the events that the rule means."""
+    if kept.table == MONTHS:
+        return Sql("e.type = ?", kept.type)
+    return join(" AND ", [property_test(one, now, zone) for one in rule.happening.where])
 
 
 # -- the last messages -----------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """What a segment is: a rule, a list that is kept by hand, or a snapshot of a rule at an instant.
 
 A *rule* segment is live where shards can answer it at any moment: then they keep its members as
-events happen and time passes. A rule that looks further back than the memory of a shard is answered
-on demand only, from the lake (``why_not_live`` says so). *Lists* and *snapshots* have members that
+events happen and time passes: from memory, and from the sums that are kept of events that have left
+it (``manta.rules.kept``). A rule with a condition that neither can answer is answered on demand
+only, from the lake (``why_not_live`` says so). *Lists* and *snapshots* have members that
 change by commands alone; rules refer to all three by ``member``.
 """
 
@@ -14,16 +15,21 @@ from typing import Any
 
 from manta.definitions import Document, Reader, attribute_types, checked_name
 from manta.errors import Conflict, InvalidRequest
+from manta.rules.explain import explain
+from manta.rules.kept import MEMORY, MEMORY_DAYS
 from manta.rules.nodes import Member, Rule
-from manta.rules.scope import reach, touches, with_segments
+from manta.rules.scope import beyond, touches, with_segments
 from manta.rules.tree import parse
 
 RULE, LIST, SNAPSHOT = "rule", "list", "snapshot"
 TYPES = (RULE, LIST, SNAPSHOT)
-HOT_EVENT_DAYS = 400  # how long a shard keeps events in memory (manta.store.settings)
 _FIELDS = ("id", "name", "type", "rule", "live", "why_not_live")
 # The reach of a fixed day grows with time; a live rule may be asked for years.
 _LOOKED_AT = datetime(2100, 1, 1)
+_SERVED = (
+    f"a time frame of the last {MEMORY_DAYS} days, a condition that sums say (how often, first or"
+    " last time, without filters or for purchases of an item), or live: false"
+)
 
 
 def checked(fields: Mapping[str, Any], reader: Reader) -> Document:
@@ -62,9 +68,7 @@ def checked(fields: Mapping[str, Any], reader: Reader) -> Document:
     if kind == RULE:
         why_not = not_live(whole)
         if why_not and fields.get("live"):
-            raise InvalidRequest(
-                why_not, path="live", expected="a window within that time, or live: false"
-            )
+            raise InvalidRequest(why_not, path="live", expected=_SERVED)
         document["live"] = bool(fields.get("live", True)) and not why_not
         if why_not:
             document["why_not_live"] = why_not
@@ -86,12 +90,17 @@ def check_delete(document: Document, reader: Reader) -> None:
 
 
 def not_live(whole: Rule) -> str:
-    """Why shards cannot answer the rule from memory at any time; empty where they can."""
-    back = reach(_LOOKED_AT, whole).back
-    if back is not None and back <= timedelta(days=HOT_EVENT_DAYS):
+    """Why shards cannot answer the rule at any time; empty where they can."""
+    found = beyond(whole, MEMORY, _LOOKED_AT)
+    if found is None:
         return ""
+    condition, back = found
     far = "at all the past" if back is None else f"{-(-back // timedelta(days=1))} days back"
-    return f"the rule looks {far}, and shards keep {HOT_EVENT_DAYS} days of events in memory"
+    said = " ".join(explain(condition).removesuffix(".").split())
+    return (
+        f"the rule asks for {said[0].lower()}{said[1:]}; that looks {far}, and shards keep"
+        f" {MEMORY_DAYS} days of events in memory and of older ones only sums, which do not say it"
+    )
 
 
 def shard_body(document: Document, reader: Reader) -> Document:

@@ -26,6 +26,8 @@ WATCHED = frozenset(
         "predictions",
         "aliases",
         "erasures",
+        "event_months",
+        "purchased_items",
         "definitions",
     }
 )

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from manta.command import Change, Database, Op
 from manta.people.definitions import SEGMENT
+from manta.rules.kept import PURCHASED
 from manta.segments.flips import Ids
 from manta.segments.index import NONE, Index, Segments
 
@@ -172,6 +173,18 @@ def _named(by_name: Callable[[Index], Mapping[str, Segments]]) -> Callable[..., 
     return read
 
 
+def _months(change: Change, index: Index, found: Touched) -> None:
+    """Sums of old events that expire for good. Those that are written say no news: their events
+    were in memory, or come in the same group."""
+    if change.op is Op.DELETE:
+        _events(change, index, found)
+
+
+def _items(change: Change, index: Index, found: Touched) -> None:
+    if change.op is Op.DELETE:
+        found.put(change.rows["subscriber_id"], index.events.get(PURCHASED, NONE))
+
+
 def _aliases(change: Change, index: Index, found: Touched) -> None:
     for column in ("from_id", "to_id"):
         if column in change.rows.column_names:
@@ -199,6 +212,8 @@ _READERS: dict[str, Callable[[Change, Index, Touched], None]] = {
     "traffic_corrections": _corrections,
     "attribute_times": _named(lambda index: index.held),
     "predictions": _named(lambda index: index.predictions),
+    "event_months": _months,
+    "purchased_items": _items,
     "aliases": _aliases,
     "erasures": _erasures,
     "definitions": _definitions,

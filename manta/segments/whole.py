@@ -15,7 +15,7 @@ import pyarrow as pa
 from manta.command import Database
 from manta.people.memberships import WANTED
 from manta.rules.flips import compile_flips
-from manta.rules.loading import columns_of_profiles
+from manta.rules.loading import columns_of_profiles, has_past
 from manta.rules.nodes import AnyOf
 from manta.rules.scope import without_unknown
 from manta.rules.sql import compile_sql
@@ -32,7 +32,7 @@ def flips(
     if not timed:
         return np.empty(0, np.int64), np.empty(0, np.int64)
     rule = without_unknown(AnyOf(tuple(timed)), columns_of_profiles(database))
-    asked = compile_flips(rule, now, zone)
+    asked = compile_flips(rule, now, zone, has_past(database))
     found = database.table(asked.sql, asked.params)
     found = found.filter(found["flips_at"].is_valid())
     instants = found["flips_at"].cast(pa.timestamp("us")).cast(pa.int64())
@@ -48,7 +48,7 @@ def moves(
 ) -> pa.Table:
     """The people (``among`` these) whose membership is not what the rule says now (``WANTED``)."""
     rule = without_unknown(segment.rule, columns_of_profiles(database))
-    asked = compile_sql(rule, now, zone, among)
+    asked = compile_sql(rule, now, zone, among, has_past(database))
     only = "" if among is None else " AND subscriber_id IN (SELECT unnest(?::BIGINT[]))"
     found = database.table(
         f"WITH holding AS MATERIALIZED ({asked.sql}), present AS MATERIALIZED"

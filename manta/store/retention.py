@@ -2,8 +2,9 @@
 
 Final ledger rows leave after 90 days and events after 400 (settings); of them stay counts of
 accepted messages per person and day and of all messages per campaign, state and reason, and first,
-last, number and sum of events per person, type and month, and of purchases per product. The rows
-themselves stay in the lake.
+last, number and sum of events per person, type and month, and of purchases per product: what rules
+are answered from (``manta.rules.kept``), so opens and clicks of machines are not among them. The
+rows themselves stay in the lake.
 
 **Invariant:** each event, and each message of a campaign, is either in memory or counted in the
 kept aggregates, never both. So the bound of memory is itself a row (table ``retention``), journaled
@@ -30,6 +31,8 @@ from manta.command import Change, Command, Context, Database, Decision, Op, Push
 from manta.delivery.ledger import FINAL, State
 from manta.people.identities import ANONYMOUS_ID
 from manta.privacy.commands import removed
+from manta.rules.meaning import MICRO_LIMIT
+from manta.rules.sql_events import HUMAN
 from manta.schema import EVENTS, HISTORY_EVENTS, LEDGER, TABLES
 from manta.store.settings import ShardSettings
 
@@ -47,11 +50,16 @@ class RetentionResult(NamedTuple):
 
 _TOTALS = (
     "min({t}first_at) AS first_at, max({t}last_at) AS last_at, "
-    "sum({t}events)::BIGINT AS events, sum({t}amount) AS amount"
+    "sum({t}events)::BIGINT AS events, "
+    # In whole millionths, as rules add amounts up: so the order of the sums does not matter.
+    "sum(CASE WHEN isfinite({t}amount) THEN CAST(round({t}amount * 1e6) AS HUGEINT) END)::DOUBLE"
+    " / 1e6 AS amount"
 )
 _OLD = (
     "SELECT subscriber_id, date_trunc('month', occurred_at)::TIMESTAMP AS month, type, item, "
-    "occurred_at AS first_at, occurred_at AS last_at, 1 AS events, amount FROM {source}"
+    "occurred_at AS first_at, occurred_at AS last_at, 1 AS events,"
+    f" CASE WHEN abs(amount) <= {MICRO_LIMIT}::DOUBLE THEN amount END AS amount"
+    f" FROM {{source}} WHERE {HUMAN}"
 )
 
 
@@ -160,9 +168,8 @@ def count_late_events(
     if not late:
         return []
     rows = pa.concat_tables([change.rows for change in late], promote_options="default")
-    for name in ("item", "amount"):
+    for name, kind in (("item", pa.string()), ("amount", pa.float64()), ("human", pa.float64())):
         if name not in rows.column_names:
-            kind = pa.string() if name == "item" else pa.float64()
             rows = rows.append_column(name, pa.nulls(rows.num_rows, kind))
     return _event_totals(database, "_late", [], rows)
 

@@ -165,7 +165,7 @@ READ += ("predictions",)
 
 def empty_database() -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect(config={"threads": 1})
-    for name in READ:
+    for name in (*READ, "event_months", "purchased_items"):
         table = TABLES[name]
         columns = [f"{column} {type_}" for column, type_ in table.columns]
         if table.has_attributes:

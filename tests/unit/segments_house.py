@@ -13,13 +13,14 @@ from manta.clock import ManualClock
 from manta.command import Change, Command, Op
 from manta.people.commands import ApplyMemberships, RemoveMembers
 from manta.people.definitions import SetDefinition
+from manta.rules.loading import has_past
 from manta.rules.sql import compile_sql
 from manta.segments.live import LiveSegments, Round
 from manta.segments.notes import Notes
 from manta.segments.whole import flips, moves
 from manta.store.objects import ObjectStore
 from manta.store.settings import ShardSettings
-from manta.store.shard import ShardStore
+from manta.store.shard import ShardStore, Watch
 from tests.unit.store_shard import START, write
 
 ATTRIBUTES = {"city": "string", "score": "number", "birthday": "date"}
@@ -43,20 +44,34 @@ def define(id: int, rule: Mapping[str, Any] | None, version: int = 1, **more: An
 class House:
     """``turn`` is what the evaluator does: rounds and whole evaluations until nothing waits."""
 
-    def __init__(self, objects: ObjectStore, nonce: int = 1, zone: str = "UTC") -> None:
-        self.clock = ManualClock(START)
+    def __init__(
+        self,
+        objects: ObjectStore,
+        nonce: int = 1,
+        zone: str = "UTC",
+        hot_event_days: int = 36_500,
+        start: datetime = START,
+        *,
+        shard: int = 0,
+        clock: ManualClock | None = None,
+        watch: Watch = lambda changes: None,
+    ) -> None:
+        self.clock = clock or ManualClock(start)
         self.notes = Notes(self.clock)
         self.zone = zone
-        settings = ShardSettings(domain={"time_zone": zone}, hot_event_days=36_500)
+        settings = ShardSettings(
+            domain={"time_zone": zone, "privacy_key": b"k" * 32}, hot_event_days=hot_event_days
+        )
+        self.settings = settings
         self.store = ShardStore(
             objects,
             "default",
-            0,
+            shard,
             bytes([nonce]) * 16,
             self.clock,
             Random(nonce),
             settings,
-            watch=self.notes.add,
+            watch=lambda changes: (self.notes.add(changes), watch(changes)),
         )
         self.store.recover()
         self.live = LiveSegments(zone)
@@ -137,7 +152,9 @@ class House:
         """The same as the rules say it, whole, by SQL."""
         found = {}
         for id, segment in sorted(self.live.index.segments.items()):
-            asked = compile_sql(segment.rule, self.now, self.zone)
+            asked = compile_sql(
+                segment.rule, self.now, self.zone, has_past=has_past(self.store.database)
+            )
             ids = sorted(id for (id,) in self.rows(asked.sql, *asked.params))
             if ids:
                 found[id] = ids

@@ -13,7 +13,7 @@ from typing import Any
 from manta.command import Context, Database
 from manta.delivery.campaign import MARKETING_ONLY_SUPPRESSIONS, Kind
 from manta.errors import InvalidRequest
-from manta.rules.loading import columns_of_profiles
+from manta.rules.loading import columns_of_profiles, has_past
 from manta.rules.scope import without_unknown
 from manta.rules.sql import compile_sql
 from manta.rules.tree import parse
@@ -39,7 +39,8 @@ def audience_domains(
     types = {name: AttributeType(kind) for name, kind in arguments["attributes"].items()}
     rule = without_unknown(parse(arguments["rule"], types), columns_of_profiles(database))
     now = arguments.get("now") or context.now
-    chosen = compile_sql(rule, now, context.settings.get("time_zone") or "UTC")
+    zone = context.settings.get("time_zone") or "UTC"
+    chosen = compile_sql(rule, now, zone, has_past=has_past(database))
     screens, values = _screens(arguments, now)
     rows = database.rows(
         f"WITH people AS (SELECT p.subscriber_id, lower(p.email) AS address FROM profiles p"
