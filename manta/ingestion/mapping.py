@@ -36,6 +36,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
+from manta.errors import InvalidRequest
 from manta.ids import encode_id, hash64
 from manta.ingestion.mapping_form import ConsentMap, EventMap, Plan, plan_of
 from manta.ingestion.mapping_values import Value, instant, number, text
@@ -67,7 +68,10 @@ Roots = Mapping[str, Any]
 
 def normalise(source: Source, payload: Any, received_at: datetime) -> list[Normalised] | Unfit:
     """What all records of a body mean; why the first that does not fit does not."""
-    plan = _plan(source)
+    try:
+        plan = _plan(source)
+    except InvalidRequest as error:
+        return Unfit(error.path, error.message)
     records = records_of(plan, payload)
     if isinstance(records, Unfit):
         return records

@@ -37,6 +37,7 @@ from serve_apps.api import (
     quarantine,
     rehearsals,
     segments,
+    sources,
     sunset,
     suppressions,
     templates,
@@ -45,6 +46,7 @@ from serve_apps.api import (
 )
 from serve_apps.api.description import describe
 from serve_apps.auth import Authenticator
+from serve_apps.collect import webhooks
 from serve_apps.limits import App, Guard, Message, Receive, Scope, Send
 from serve_apps.problems import CONTENT_TYPE, Malformed, of_error, of_errors, problem
 from serve_apps.reference import CONTENT_SECURITY_POLICY, render
@@ -90,12 +92,16 @@ def create_api(handles: Handles, authenticator: Authenticator, public_url: str) 
     api.state.views = view.Views(handles, public_url)
     api.state.intake = imports.Intake()
     api.state.intake_of_others = collector.intake
+    hooks, counting = webhooks.create_webhooks(handles, collector.intake)
+    api.state.source_counts = counting.counts
+    api.state.public_url = public_url.rstrip("/")
     for room in (
         imports,
         exports,
         people,
         privacy,
         quarantine,
+        sources,
         segments,
         suppressions,
         templates,
@@ -125,15 +131,18 @@ def create_api(handles: Handles, authenticator: Authenticator, public_url: str) 
 
     large = Guard(api, body_bytes_max=imports.BODY_BYTES_MAX)
     others = dict.fromkeys(collect.PATHS, collecting)
-    return _by_path({imports.PATH: large, **others}, Guard(_strict_text(api)))
+    return _by_path({imports.PATH: large, **others}, hooks, Guard(_strict_text(api)))
 
 
-def _by_path(apps: Mapping[str, App], otherwise: App) -> App:
+def _by_path(apps: Mapping[str, App], hooks: App, otherwise: App) -> App:
     """Send requests to a few paths to apps with limits of their own."""
 
     async def choose(scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
-        await apps.get(path.rstrip("/") or path, otherwise)(scope, receive, send)
+        app = apps.get(path.rstrip("/") or path, otherwise)
+        if path.startswith("/sources/") and webhooks.PATH.fullmatch(path):
+            app = hooks
+        await app(scope, receive, send)
 
     return choose
 

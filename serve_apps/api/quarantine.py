@@ -1,4 +1,4 @@
-"""What came in and fits no shape: shown, mended, replayed, discarded; and where data comes from."""
+"""What came in and fits no shape: shown, mended, replayed, discarded; and web sites."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from actors.handles import Handles
 from manta.errors import InvalidRequest, MantaError, RetryableError
 from manta.ingestion.normalised import Unfit
 from manta.ingestion.quarantine import DISCARDED, REPLAYED, WAITING, SettleQuarantined
-from manta.ingestion.sources import SITES, SOURCES
+from manta.ingestion.sources import SITES
 from serve_apps import reads
 from serve_apps.api.wiring import LIMIT, Cursor, Key, Limit, Number, Ports, needs
 from serve_apps.bodies import Body, instant
@@ -189,16 +189,7 @@ def _instant(text: str) -> Any:
     return instant(text, "cursor")
 
 
-# -- where data comes from -------------------------------------------------------------------------
-
-
-class Source(Body):
-    """How a kind of foreign messages is read."""
-
-    name: str = Field(max_length=200)
-    kind: str = Field(max_length=40, examples=["segment"])
-    declare: bool = Field(True, description="Whether unknown traits become attributes.")
-    key_id: str | None = Field(None, max_length=40, description="The API key that sends them.")
+# -- web sites ------------------------------------------------------------------------------------
 
 
 class Site(Body):
@@ -207,23 +198,6 @@ class Site(Body):
 
     name: str = Field(max_length=200)
     hosts: list[str] = Field(min_length=1, max_length=100, examples=[["shop.example.com"]])
-
-
-@router.get("/sources", dependencies=[SETTINGS], summary="Sources of data")
-async def list_sources(ports: Ports, limit: Limit = LIMIT, cursor: Cursor = None) -> Document:
-    return await reads.documents_page(ports.catalog, SOURCES, limit, cursor, _without_secret)
-
-
-@router.post("/sources", dependencies=[SETTINGS], status_code=201, summary="Add a source")
-async def add_source(body: Source, ports: Ports, key: Key) -> Document:
-    fields = body.model_dump(exclude_none=True)
-    saved = await ports.catalog.call("save", SOURCES, fields, key, deadline_s=CALL_DEADLINE_S)
-    return _without_secret(saved)
-
-
-@router.delete("/sources/{id}", dependencies=[SETTINGS], status_code=204, summary="Remove a source")
-async def remove_source(id: Number, ports: Ports, key: Key) -> None:
-    await ports.catalog.call("delete", SOURCES, str(id), key, deadline_s=CALL_DEADLINE_S)
 
 
 @router.get("/sites", dependencies=[SETTINGS], summary="Web sites with the snippet")
@@ -242,7 +216,3 @@ async def add_site(body: Site, ports: Ports, key: Key) -> Document:
 @router.delete("/sites/{id}", dependencies=[SETTINGS], status_code=204, summary="Remove a web site")
 async def remove_site(id: Number, ports: Ports, key: Key) -> None:
     await ports.catalog.call("delete", SITES, str(id), key, deadline_s=CALL_DEADLINE_S)
-
-
-def _without_secret(document: Any) -> Document:
-    return {name: value for name, value in document.items() if name != "secret"}
