@@ -11,6 +11,7 @@ import pytest
 
 from actors import director as director_module
 from actors.director import Director
+from manta.content.links import DECOY_LINK
 from manta.content.tokens import TokenKind, keyring_of
 from manta.definitions import SCOPES
 from manta.ids import NOBODY, MessageRef, decode_id
@@ -181,9 +182,13 @@ async def test_the_mail_in_the_browser(world, http):
         ring.verify(html.unescape(url).rpartition("/")[2], world.clock.now())
         for url in re.findall(r'href=["\'](http://manta.test/[^"\']*)', page.text)
     ]
-    assert [s.kind for s in said] == [TokenKind.CLICK, TokenKind.UNSUBSCRIBE, TokenKind.VIEW]
+    click, decoy = TokenKind.CLICK, said[-1]
+    assert [s.kind for s in said] == [click, TokenKind.UNSUBSCRIBE, TokenKind.VIEW, click]
     assert {(s.subscriber_id, s.message_key, s.campaign_id) for s in said} == {(ann, 77, campaign)}
     assert said[0].url == "https://x.example/?a=1"
+    assert (decoy.link, decoy.url) == (DECOY_LINK, "")
+    (shown,) = re.findall(r"<a [^>]*></a>", page.text)  # the one link without text
+    assert 'aria-hidden="true"' in shown and 'tabindex="-1"' in shown and "display:none" in shown
     head = await http.head(f"/v1/view/{await token(world, ann, campaign)}")
     assert (head.status_code, head.text) == (200, "")
 
