@@ -193,6 +193,8 @@ class BeginMerge:
         cause, kept = _row(database, alias.from_id, alias.merge_id)
         if kept.get("undoing"):
             return Decision(Begun(Step.UNDOING, alias.to_id, alias.merge_id))
+        if "from" not in kept:  # erased on the way: there is nobody to go on with
+            return Decision(Begun(Step.DONE, alias.to_id, alias.merge_id))
         return Decision(_begun(self, database, context, alias.to_id, alias.merge_id, cause, kept))
 
 
@@ -267,7 +269,7 @@ class EndMerge:
         if alias is None or alias.merge_id != self.merge_id or alias.state != MERGING:
             return Decision(False)
         cause, kept = _row(database, self.from_id, self.merge_id)
-        if kept.get("undoing"):
+        if kept.get("undoing") or "from" not in kept:  # being undone, or erased
             return Decision(False)
         if not self.adopted:
             return Decision(True, _back(database, context, alias, kept, ()))
@@ -282,7 +284,8 @@ class EndMerge:
 
 @dataclass(frozen=True)
 class BeginUndo:
-    """From's side: the merge is being undone. Raises ``NotFound`` where no merge stands."""
+    """From's side: the merge is being undone. Raises ``NotFound`` where no merge stands, or its
+    people were erased: then there is nothing to give back."""
 
     key: str | None
     from_id: int
@@ -296,6 +299,8 @@ class BeginUndo:
                 expected="the id of a merge's former person",
             )
         _, kept = _row(database, self.from_id, alias.merge_id)
+        if "from" not in kept:
+            raise NotFound("this person was erased", path="subscriber_id")
         sums = sums_of(database, self.from_id)
         begun = BegunUndo(Step.UNDOING, alias.to_id, alias.merge_id, sums)
         if kept.get("undoing"):
@@ -359,7 +364,7 @@ class EndUndo:
         if alias is None or alias.merge_id != self.merge_id:
             return Decision(False)
         cause, kept = _row(database, self.from_id, self.merge_id)
-        if not kept.pop("undoing", False):
+        if not kept.pop("undoing", False):  # done, or erased meanwhile
             return Decision(False)
         if not self.returned:
             return Decision(False, (_state(alias, MERGED, kept, context),))

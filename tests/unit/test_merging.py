@@ -349,3 +349,23 @@ def test_after_an_undo_it_is_as_if_the_merge_had_never_been(
         return shards.state(to_id, from_id)
 
     assert world(with_merge=True) == world(with_merge=False)
+
+
+@pytest.mark.parametrize("other", SHARDS)
+def test_who_was_erased_is_neither_parted_nor_joined_any_further(other):
+    """An erasure takes what an undo would give back out of the alias, also of a merge under way."""
+    for calls in (3, None):
+        shards = Shards()
+        ann, visitor = shards.new_person(0, "ann@x.example"), shards.new_person(other)
+        shards.dies_at = calls
+        try:
+            run(merge(shards, visitor, ann, cause="test"))
+        except OutcomeUnknown:
+            pass
+        home = shards.home(visitor)
+        ((merge_id,),) = home.rows("SELECT merge_id FROM aliases")
+        home.load("aliases", {"from_id": visitor, "merge_id": merge_id, "kept": None})
+        run(finish(shards, [visitor]))
+        with pytest.raises(NotFound):
+            run(undo_merge(shards, visitor))
+        run(finish(shards, [visitor]))
