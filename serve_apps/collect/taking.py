@@ -350,7 +350,8 @@ def _taken(
     works: Sequence[_Work], unfit: Unfit | None, quarantine_id: int, keep_unfit: bool
 ) -> Taken:
     errors = [work.error for work in works if work.error is not None]
-    states = {work.status for work in works if work.error is None}
+    telling = [work for work in works if work.said.events or work.said.original is not None]
+    states = {work.status for work in telling if work.error is None}
     if unfit is not None and (errors or not works):
         if quarantine_id:
             return Taken(QUARANTINED, None, unfit, quarantine_id)
