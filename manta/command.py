@@ -18,6 +18,8 @@ from enum import StrEnum
 from random import Random
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from manta.schema import TABLES
@@ -40,6 +42,14 @@ class Database(Protocol):
     def table(self, sql: str, params: Sequence[Any] = (), **tables: pa.Table) -> pa.Table: ...
 
     def columns(self, table: str) -> Mapping[str, str]: ...
+
+    def here(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Which of these people have a profile; much cheaper than to ask in SQL."""
+        ...
+
+    def may_hold_events(self, event_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """False of an event id: it is certainly not in memory."""
+        ...
 
 
 class Op(StrEnum):

@@ -25,6 +25,8 @@ from functools import lru_cache
 from typing import Any
 
 import duckdb
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from manta.command import Change, Op
@@ -38,6 +40,7 @@ from manta.schema import (
     TABLES,
     Table,
 )
+from manta.store.presence import EventFilter, People
 from manta.store.statements import (
     ARROW_TYPES,
     attribute_type,
@@ -56,6 +59,7 @@ _READ = re.compile(r"\s*(SELECT|WITH|FROM|VALUES|EXPLAIN|DESCRIBE|SUMMARIZE)\b",
 _INDEXES = {"events": {"events_of_subscriber": "subscriber_id"}}
 # Tables of some rows that hardly change and that most decisions read.
 _REMEMBERED = frozenset({"campaigns", "senders", "definitions"})
+_PRESENT = frozenset({"profiles", "events"})  # followed by what is known of who is here
 _PARSED_MAX = 512  # statements, of which one is parsed; views of as many forms of rows; answers
 _DATABASE = "shard"
 _NEVER = "1TB"  # changes until a checkpoint
@@ -101,6 +105,18 @@ class Reader:
         self._before(sql)
         with self._registered(tables):
             return self._connection.sql(self._statement(sql), params=list(params)).to_arrow_table()
+
+    def here(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Which of these people have a profile."""
+        found = self.rows(
+            "SELECT subscriber_id FROM profiles WHERE subscriber_id IN (SELECT unnest(?))",
+            [ids.tolist()],
+        )
+        return np.isin(ids, np.array([id for (id,) in found], np.int64))
+
+    def may_hold_events(self, event_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Of which event ids it cannot be said at once that they are not in memory."""
+        return np.ones(len(event_ids), bool)
 
     def columns(self, table: str) -> dict[str, str]:
         """Column name → DuckDB type, attributes included."""
@@ -201,6 +217,9 @@ class ShardDatabase(Reader):
         self._locked = False
         self._indexed = True
         self.events_since: datetime | None = None  # older events do not enter memory
+        self._people: People | None = None  # made when they are asked for
+        self._people_moved = False  # in this transaction
+        self._events: EventFilter | None = None
         for table in TABLES.values():
             self._connection.execute(create(table))
             self._create_indexes(table)
@@ -215,12 +234,15 @@ class ShardDatabase(Reader):
         """Write what waits and commit. Afterwards readers see it."""
         self.write_waiting()
         self._connection.commit()
+        self._people_moved = False
 
     def rollback(self) -> None:
         self._waiting.clear()
         self._answers.clear()
         self._slots.clear()  # a view goes with the transaction that made it
         self._types["profiles"] = self._types_before
+        if self._people_moved:
+            self._people, self._people_moved = None, False
         self._connection.rollback()
 
     def usable(self) -> bool:
@@ -246,6 +268,8 @@ class ShardDatabase(Reader):
                     self._add_attribute(name, change.rows.schema.field(name).type)
             if change.table in _REMEMBERED:
                 self._answers.clear()
+            if change.table in _PRESENT:
+                self._follow(change)
             self._waiting.setdefault(change.table, []).append(change)
 
     def write_waiting(self, tables: Iterable[str] | None = None) -> None:
@@ -255,6 +279,35 @@ class ShardDatabase(Reader):
             if changes:
                 for change in merge(changes):
                     self._write(change)
+
+    def _follow(self, change: Change) -> None:
+        """Keep what is known of people and events in step with what is applied."""
+        if change.table == "events":
+            if self._events is not None and "event_id" in change.rows.column_names:
+                ids = change.rows["event_id"].drop_null().to_numpy()
+                self._events.add(ids)
+        elif self._people is not None:
+            ids = change.rows["subscriber_id"].to_pylist()
+            self._people_moved = True
+            if change.op is Op.DELETE:
+                self._people.remove(ids)
+            else:
+                self._people.add(ids)
+
+    def here(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        if self._people is None or self._people.is_scattered:
+            self._people = People(self._column("profiles", "subscriber_id"))
+        return self._people.among(ids)
+
+    def may_hold_events(self, event_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        if self._events is None or self._events.is_full:
+            self._events = EventFilter(self._column("events", "event_id"))
+        return self._events.may_hold(event_ids)
+
+    def _column(self, table: str, name: str) -> npt.NDArray[np.int64]:
+        column = self.table(f"SELECT {name} FROM {table} WHERE {name} IS NOT NULL")[name]
+        ids: npt.NDArray[np.int64] = column.to_numpy()
+        return ids
 
     def rows(
         self, sql: str, params: Sequence[Any] = (), **tables: pa.Table
