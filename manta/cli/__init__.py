@@ -23,6 +23,7 @@ from manta.cli import (
     quarantine,
     segments,
     shaping,
+    sources,
     suppressions,
     templates,
     traffic,
@@ -79,6 +80,7 @@ app.add_typer(suppressions.app, name="suppression", help="Addresses to which not
 app.add_typer(templates.app, name="template", help="What mails say.")
 app.add_typer(domains.app, name="domain", help="Sending domains: DKIM keys and DNS records.")
 app.add_typer(campaigns.app, name="campaign", help="One mail to one audience.")
+app.add_typer(sources.app, name="source", help="Shops and other systems that send data.")
 app.add_typer(webhooks.app, name="webhook", help="Endpoints that are told what happens.")
 app.add_typer(
     delivery.app, name="delivery", help="How the sender stands, what is done about it, its undo."

@@ -540,6 +540,47 @@ class Client:
                 return count
             body["settled_before"] = answer["settled_before"]
 
+    # -- sources -----------------------------------------------------------------------------------
+
+    def sources(self) -> list[Document]:
+        """Where data comes in from, newest first."""
+        return list(self._http.pages("/sources"))
+
+    def create_source(self, kind: str, name: str, **fields: Any) -> Document:
+        """A shop or another system that sends webhooks to ``webhook_url``; ``secret`` is in this
+        answer alone. ``fields``: ``secret``, ``mapping``, ``consent_topic``, ``declare``,
+        ``key_id``."""
+        return _document(self._http.post("/sources", {"kind": kind, "name": name, **fields}))
+
+    def source(self, id: int) -> Document:
+        return _document(self._http.get(f"/sources/{int(id)}"))
+
+    def change_source(self, id: int, **fields: Any) -> Document:
+        """``name``, ``mapping``, ``consent_topic``, ``declare``: what is given changes."""
+        return _document(self._http.send("PATCH", f"/sources/{int(id)}", fields))
+
+    def rotate_source(
+        self, id: int, secret: str | None = None, old_secret_hours: float = 24.0
+    ) -> Document:
+        """A new ``secret``, given or made; the old one is good for a while."""
+        body = {"secret": secret, "old_secret_hours": old_secret_hours}
+        return _document(self._http.post(f"/sources/{int(id)}/rotate", body))
+
+    def delete_source(self, id: int) -> None:
+        self._http.send("DELETE", f"/sources/{int(id)}")
+
+    def try_source(
+        self,
+        id: int,
+        samples: Iterable[Any],
+        *,
+        mapping: Document | None = None,
+        topic: str | None = None,
+    ) -> list[Document]:
+        """What samples would become; nothing is stored. ``mapping``: one in place of its own."""
+        body = {"samples": list(samples), "mapping": mapping, "topic": topic}
+        return list(self._http.post(f"/sources/{int(id)}/try", body)["results"])
+
     # -- delivery ----------------------------------------------------------------------------------
 
     def delivery(self) -> Document:

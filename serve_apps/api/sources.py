@@ -94,8 +94,13 @@ class Trial(Body):
 
 
 @router.get("", dependencies=[SETTINGS], summary="Sources of data")
-async def list_sources(ports: Ports, limit: Limit = LIMIT, cursor: Cursor = None) -> Document:
-    return await reads.documents_page(ports.catalog, SOURCES, limit, cursor, shown)
+async def list_sources(
+    ports: Ports, request: Request, limit: Limit = LIMIT, cursor: Cursor = None
+) -> Document:
+    """The newest first."""
+    return await reads.documents_page(
+        ports.catalog, SOURCES, limit, cursor, lambda found: _shown(found, request)
+    )
 
 
 @router.post("", dependencies=[SETTINGS], status_code=201, summary="Add a source")
