@@ -43,6 +43,7 @@ HELD_WAIT_S = 60.0  # for messages that Senders have, before they are counted as
 HELD_LOOK_S = 0.5
 AGAIN = timedelta(minutes=10)  # the hook asks again, in case the push was lost
 CALL_S = 30.0
+REQUESTS_AT_ONCE = 100  # looked for together in results of jobs
 PURGE_LOOK_S = 600.0
 
 
@@ -191,6 +192,8 @@ class Erasing:
             )
             await self._in(self._threads.writer, lambda: erasure.forget(self._store, swept, named))
         self._published.set()
+        if swept.more:
+            await self._pass()
 
     async def _waiting(self) -> list[dict[str, Any]]:
         def read() -> list[dict[str, Any]]:
@@ -282,8 +285,13 @@ async def _clean(
     for request in set(people.values()):
         for place in ("attempt_journals", "documents"):
             report.add(request, place, 0, 0)
-    texts = pattern((Name(*name) for each in waiting for name in each["names"]), ids)
-    runs = await asyncio.to_thread(erasure.rewrite_runs, objects, handles.workspace, people, texts)
-    for request, places in runs.places.items():
-        for place, (rows, files) in places.items():
-            report.add(request, place, rows, files)
+    for at in range(0, len(waiting), REQUESTS_AT_ONCE):
+        part = waiting[at : at + REQUESTS_AT_ONCE]
+        theirs = {int(id): str(each["request_id"]) for each in part for id in each["people"]}
+        texts = pattern((Name(*name) for each in part for name in each["names"]), theirs)
+        runs = await asyncio.to_thread(
+            erasure.rewrite_runs, objects, handles.workspace, theirs, texts
+        )
+        for request, places in runs.places.items():
+            for place, (rows, files) in places.items():
+                report.add(request, place, rows, files)

@@ -31,6 +31,7 @@ import pyarrow as pa
 from manta.command import Change, Context, Database, Decision, Op
 from manta.delivery.ledger import FINAL, State
 from manta.errors import InvalidRequest
+from manta.people.aliases import UNDONE
 from manta.people.consents import CHANNELS as ALL_CHANNELS
 from manta.people.consents import address_kind, check_word, revocations
 from manta.people.history import rows_of, upserted
@@ -44,10 +45,20 @@ from manta.privacy.hashes import (
     keyed_hash,
     person_hash,
 )
-from manta.privacy.names import Name, body_pattern, from_json, pattern, replaced, to_json
+from manta.privacy.names import (
+    IN_BODIES,
+    Name,
+    anonymous,
+    body_pattern,
+    from_json,
+    pattern,
+    replaced,
+    to_json,
+)
 from manta.schema import ALIASES, ERASURES, LEDGER, TABLES
 
-PEOPLE_MAX = 100  # ids that were merged into one person
+PEOPLE_MAX = 1_000  # ids that were merged into one person
+NAMES_AT_ONCE = 2_000  # of one pass over the files: a pattern of 20,000 does not compile
 # Tables whose rows name their person by id. Of the ledger see the module.
 OF_A_PERSON = tuple(
     table
@@ -121,13 +132,19 @@ class Erase:
             )
         }
         rows = [held.get(id, (self.request_id, context.now, set())) for id in self.people]
+        first = min(self.people)  # has the names of all: a thousand times a thousand are too many
         return upserted(
             ERASURES.name,
             len(rows),
             subscriber_id=pa.array(self.people, pa.int64()),
             request_id=pa.array([request for request, _, _ in rows]),
             requested_at=pa.array([at for _, at, _ in rows], pa.timestamp("us")),
-            named=pa.array([to_json(before | names) for _, _, before in rows]),
+            named=pa.array(
+                [
+                    to_json(before | names if id == first else before)
+                    for id, (_, _, before) in zip(self.people, rows, strict=True)
+                ]
+            ),
         )
 
 
@@ -141,12 +158,15 @@ class Swept:
     merges: tuple[int, ...]
     removed: int  # rows of the state that had still been there
     requests: dict[str, tuple[str, datetime]]  # the person's name in receipts, and since when
+    more: bool = False  # others wait for the next pass
 
 
 @dataclass(frozen=True)
 class Sweep:
     """Right before files are rewritten: whatever the state still has of all erased people, also
-    what Senders hold, and their names in texts of others. Answers ``Swept``."""
+    what Senders hold, and their names in texts of others. Answers ``Swept``.
+
+    Of many requests the oldest, up to ``NAMES_AT_ONCE``; the next pass takes the others."""
 
     key: str | None = None
 
@@ -154,10 +174,11 @@ class Sweep:
         rows = database.rows(
             "SELECT subscriber_id, request_id, requested_at, named FROM erasures ORDER BY 1"
         )
-        people = {int(id): str(request) for id, request, *_ in rows}
-        names = {name for *_, named in rows for name in from_json(named)}
-        if not people:
+        if not rows:
             return Decision(Swept({}, (), (), 0, {}))
+        waiting = len(rows)
+        rows, names = _at_once(rows)
+        people = {int(id): str(request) for id, request, *_ in rows}
         requests: dict[str, tuple[str, datetime]] = {}
         for id, request, at, _ in rows:
             requests.setdefault(request, (person_hash(key_of(context.settings), id), at))
@@ -170,8 +191,25 @@ class Sweep:
         )
         gone = sum(change.rows.num_rows for change in changes)
         merged = tuple(id for (id,) in merges)
-        swept = Swept(people, tuple(sorted(names)), merged, gone, requests)
+        more = len(rows) < waiting
+        swept = Swept(people, tuple(sorted(names)), merged, gone, requests, more)
         return Decision(swept, tuple(changes))
+
+
+def _at_once(rows: Sequence[Any]) -> tuple[list[Any], set[Name]]:
+    """The rows of ``erasures`` of as many requests, the oldest first, as one pass can take."""
+    by_request: dict[str, list[Any]] = {}
+    for row in sorted(rows, key=lambda row: (row[2], row[1], row[0])):
+        by_request.setdefault(row[1], []).append(row)
+    taken: list[Any] = []
+    names: set[Name] = set()
+    for of_request in by_request.values():
+        theirs = {name for *_, named in of_request for name in from_json(named)}
+        if taken and len(taken) + len(of_request) + len(names | theirs) > NAMES_AT_ONCE:
+            break
+        taken += of_request
+        names |= theirs
+    return sorted(taken), names
 
 
 @dataclass(frozen=True)
@@ -322,9 +360,10 @@ def removed(
     )
     changes.append(Change("suppressions", Op.DELETE, clear))
     bodies = database.table(
-        "SELECT quarantine_id FROM quarantine WHERE regexp_matches(body, ?)"
-        " OR regexp_matches(coalesce(problem, ''), ?)",
-        [body_pattern(names, people)] * 2,
+        "SELECT quarantine_id FROM quarantine WHERE regexp_matches(body, $1)"
+        " OR regexp_matches(coalesce(problem, ''), $1)"
+        f" OR list_has_any({IN_BODIES.format(column='body')}, $2::VARCHAR[])",
+        [body_pattern(names, people), anonymous(names)],
     )
     changes.append(Change("quarantine", Op.DELETE, bodies))
     return [change for change in changes if change.rows.num_rows]
@@ -407,10 +446,11 @@ def _redacted(database: Database, names: set[Name], people: Sequence[int]) -> li
 
 
 def _emptied_aliases(database: Database, people: Sequence[int]) -> list[Change]:
-    """What an undo would give back is theirs too. The rows stay until files are rewritten: they
-    hide copies of events."""
+    """What an undo would give back is theirs too, and nothing may be undone or brought to its end
+    any more. The rows stay until files are rewritten: they hide copies of events."""
     rows = database.table(
-        f"SELECT {', '.join(ALIASES.key)}, NULL::VARCHAR AS kept, NULL::VARCHAR AS cause"
+        f"SELECT {', '.join(ALIASES.key)}, '{UNDONE}' AS state,"
+        " NULL::VARCHAR AS kept, NULL::VARCHAR AS cause"
         " FROM aliases WHERE from_id IN (SELECT unnest(?)) OR to_id IN (SELECT unnest(?))",
         [list(people)] * 2,
     )

@@ -33,10 +33,14 @@ def privacy_scope(database: Database, context: Context, arguments: Arguments) ->
         "SELECT 1 FROM profiles WHERE subscriber_id IN (SELECT unnest(?)) LIMIT 1", [people]
     )
     names = sorted(names_of(database, people))
+    together = database.rows(  # an erasure ends merges: whoever it took was one with them
+        "SELECT subscriber_id FROM erasures WHERE request_id IN (SELECT unnest(?::VARCHAR[]))",
+        [[request for (request,) in requests]],
+    )
     return {
         "found": bool(living or requests),
         "names": names,
-        "people": sorted(merged_with(database, people)),
+        "people": sorted(merged_with(database, people).union(id for (id,) in together)),
         "requests": sorted(request for (request,) in requests),
         "person": person_hash(key_of(context.settings), min(people)),
     }

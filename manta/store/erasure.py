@@ -41,7 +41,7 @@ import pyarrow.parquet as pq
 from manta.clock import as_text, parse_instant
 from manta.ids import NOBODY
 from manta.privacy.commands import TEXTS, KeepErasing, Sweep, Swept
-from manta.privacy.names import body_pattern, pattern, quick_pattern, replaced
+from manta.privacy.names import IN_BODIES, body_pattern, pattern, quick_pattern, replaced
 from manta.schema import (
     ALIASES,
     ERASURES,
@@ -165,6 +165,9 @@ def forget(store: ShardStore, swept: Swept, named: Sequence[int] = ()) -> None:
     Of whom something has come in since the sweep, it is written once more, for the next pass.
     """
     late = _late(store, swept.people)
+    # All of one request together: one row has the names of all.
+    again = {swept.people[id] for id in late}
+    late = {id for id, request in swept.people.items() if request in again}
     if late:
         store.execute([KeepErasing(tuple(sorted(late)))])
     ids = [sorted(set(swept.people) - late)]
@@ -461,6 +464,8 @@ class _Rewriting:
         if table is QUARANTINE:
             pattern_of = f"'{_quoted(self._bodies)}'"
             others += [f"regexp_matches({c}, {pattern_of})" for c in ("body", "problem")]
+            visitors = "(SELECT list(value) FROM names WHERE kind = 'anonymous_id')"
+            others.append(f"list_has_any({IN_BODIES.format(column='body')}, {visitors})")
         others += [self._names_them(column) for column in TEXTS.get(table.name, ())]
         if table.name == "ledger":
             others.append("lower(send_to) IN (SELECT value FROM names WHERE kind = 'email')")

@@ -32,7 +32,7 @@ class Shard:
         self.history: list[dict[str, Any]] = []
 
     def run(self, command: Command) -> Decision:
-        context = Context(self.now, self.random, "default", 0)
+        context = Context(self.now, self.random, "default", 0, {"privacy_key": b"k" * 32})
         self.database.begin()
         try:
             decision = command.decide(self.database, context)

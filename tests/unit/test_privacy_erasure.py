@@ -311,13 +311,21 @@ def test_keep_erasing_of_nobody_writes_nothing(house: House) -> None:
         ("write to ann@x.org.", "write to [erased]."),
         (f"person {encode_id(123456789012)} (123456789012)", "person [erased] ([erased])"),
         ("1234567890123", None),
+        ('{"a":"x\\nann@x.org\\tb"}', '{"a":"x\\n[erased]\\tb"}'),
+        # What was JSON stays JSON, also where a number names them.
+        ('{"by":[123456789012, 123456789012],"n":2}', '{"by":[0, 0],"n":2}'),
+        ('{"by":123456789012,"s":"a, 123456789012, b"}', '{"by":0,"s":"a, 0, b"}'),
+        ('{"s":"a, 123456789012, b"}', '{"s":"a, [erased], b"}'),
+        ('{"order":10402345,"list":"newsletter","type":"win-back-24"}', None),
     ],
 )
 def test_names_are_found_as_whole_words(text: str, shown: str | None, house: House) -> None:
-    found = names.pattern([Name("email", "ann@x.org"), Name("external_id", "7")], [123456789012])
-    sql = names.replaced("?", "?")
+    others = [("external_id", "newsletter"), ("external_id", "10402345"), ("external_id", "7")]
+    chosen = [*others, ("anonymous_id", "win-back-24"), ("email", "ann@x.org")]
+    found = names.pattern([Name(*each) for each in chosen], [123456789012])
+    sql = names.replaced("$1::VARCHAR", "$2")
     database = house.store.database
-    ((result,),) = database.rows(f"SELECT {sql}", [text, found, found])
+    ((result,),) = database.rows(f"SELECT {sql}", [text, found])
     assert result == (text if shown is None else shown)
 
 
@@ -327,6 +335,54 @@ def test_short_names_are_looked_for_only_as_json_strings(house: House) -> None:
     bodies = ['{"id": "C-7"}', '{"id": "C-77"}', "c-7"]
     answers = [ask("SELECT regexp_matches(?, ?)", [body, found])[0][0] for body in bodies]
     assert answers == [True, False, False]
+
+
+def test_names_that_others_chose_do_not_empty_the_quarantine(house: House) -> None:
+    """A visitor makes up an anonymous id, and a customer a user name: neither is taken for a name
+    where it stands for something else."""
+    bodies = {
+        1: '{"type": "track", "anonymousId": "type"}',
+        2: '{"type": "track", "anonymousId": "other", "context": {"anonymousId": "x"}}',
+        3: '{"type": "track", "currency": "usd", "userId": "usd"}',
+        4: '{"type": "track", "currency": "usd", "userId": "other"}',
+    }
+    rows = [{"quarantine_id": n, "body": body} for n, body in bodies.items()]
+    house.run(write(upsert("quarantine", *rows)))
+    flush(house.store)
+    made_up = (Name("anonymous_id", "type"), Name("external_id", "usd"))
+    house.run(Erase(None, "request-1", (house.person("a@x.org", "c-1"),), made_up))
+    house.pass_through()
+    left = house.store.database.rows("SELECT quarantine_id FROM quarantine ORDER BY 1")
+    assert left == [(2,), (4,)]
+    house.store.close()
+    assert [row[0] for row in content(house.opened())["quarantine"]] == [2, 4]
+
+
+def test_more_names_than_a_pattern_can_hold_are_erased_in_several_passes(house: House) -> None:
+    """Somebody with thousands of browsers hinders nobody else's erasure."""
+    people = [house.person(f"p{n}@x.org", f"crm-{n}-x") for n in range(3)]
+    browsers = tuple(Name("anonymous_id", f"{n:032x}") for n in range(20_000))
+    house.run(Erase(None, "request-0", (people[0],), browsers))
+    many = tuple(Name("external_id", f"customer-{n}") for n in range(1_500))
+    for n, id in enumerate(people[1:], 1):
+        house.run(Erase(None, f"request-{n}", (id,), many[:n] if n == 1 else many))
+    ask = "SELECT count(*) FROM erasures"
+    lefts = []
+    while house.store.database.rows(ask) != [(0,)]:
+        house.pass_through()
+        lefts += house.store.database.rows(ask)
+    assert lefts == [(2,), (0,)]
+
+
+def test_somebody_whom_hundreds_were_merged_into_can_be_erased(house: House) -> None:
+    ids = tuple(range(1, 1_001))
+    known = tuple(Name("anonymous_id", f"{n:032x}") for n in ids)
+    house.run(Erase(None, "request-1", ids, known))
+    ((size,),) = house.store.database.rows("SELECT sum(length(named)) FROM erasures")
+    assert size < 100_000
+    house.run(KeepErasing((7,)))
+    house.pass_through()
+    assert house.store.database.rows("SELECT count(*) FROM erasures") == [(0,)]
 
 
 def test_results_of_jobs_are_rewritten(house: House) -> None:
