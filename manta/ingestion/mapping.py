@@ -54,7 +54,7 @@ from manta.ingestion.normalised import (
 )
 from manta.ingestion.paths import Every, Path
 from manta.ingestion.shops import MESSAGE_BYTES_MAX, phone_of
-from manta.people.consents import STATUSES
+from manta.people.consents import STATUSES, checked_proof
 from manta.people.identities import ANONYMOUS_ID, EMAIL, EXTERNAL_ID, PHONE
 
 KIND = "mapping"
@@ -249,6 +249,10 @@ def _consents(plans: Sequence[ConsentMap], source: Source, roots: Roots) -> Sequ
         for name, value in plan.proof.items():
             proof[name] = _printable(value, roots)
         kept = {name: value for name, value in proof.items() if value}
+        try:
+            checked_proof(kept)
+        except InvalidRequest as error:
+            raise Misfit(plan.status.where, f"has a proof that is none: {error.message}") from None
         found.append(GivenConsent(plan.channel, plan.topic, status, kept, at))
     return found
 

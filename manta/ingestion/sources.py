@@ -104,10 +104,10 @@ def _of_webhooks(fields: Mapping[str, Any], kind: str, reader: Reader) -> Docume
     document |= {"mapping": mapping, "earlier": []}
     own = reader.get(SOURCES, str(fields.get("id")))
     if own is not None:
-        document["earlier"] = own["earlier"]
+        document["earlier"] = own.get("earlier", [])
         if own["mapping"] != mapping:
             before = {name: own[name] for name in ("version", "updated_at", "mapping")}
-            document["earlier"] = [before, *own["earlier"]][:EARLIER_MAX]
+            document["earlier"] = [before, *document["earlier"]][:EARLIER_MAX]
     return document
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from datetime import datetime
 from typing import Any
 
@@ -15,6 +17,7 @@ from manta.ingestion.mapping_form import plan_of
 from manta.ingestion.normalised import Normalised, Unfit
 from manta.ingestion.paths import NOTHING, path_of
 from manta.ingestion.sources import EARLIER_MAX, checked_source
+from tests.conftest import REPOSITORY
 from tests.unit.serve_fakes import FakeDocuments
 
 NOW = datetime(2026, 3, 1, 12)
@@ -141,6 +144,22 @@ def test_a_record_becomes_a_person_with_traits_consent_and_events():
     ]
     assert said.events[0].occurred_at == datetime(2023, 11, 14, 22, 13, 20)
     assert said.events[0].properties == {"currency": "CHF"}
+
+
+def test_a_proof_is_bounded():
+    names = ("ip", "user_agent", "form", "page", "wording", "before", "status", "mailed_at")
+    proof = {name: f"$.{name}" for name in names}
+    plan = EMAIL | {"consent": {"topic": "n", "status": "subscribed", "proof": proof}}
+    record = {"email": "a@x.example"} | dict.fromkeys(names, "ü" * 1_000)
+    found = mapping.normalise(source(plan), record, NOW)
+    assert isinstance(found, Unfit)
+    assert "too long" in found.problem
+
+
+def test_the_mapping_of_the_document_is_one():
+    text = (REPOSITORY / "docs" / "ingestion.md").read_text()
+    plans = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL)]
+    assert [plan_of(plan).items.text for plan in plans] == ["$.records[*]"]
 
 
 def test_bodies_are_split_and_mean_the_same():
