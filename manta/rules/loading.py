@@ -79,17 +79,23 @@ def has_past(database: Database) -> bool:
 def _past(
     database: Database, ids: list[int], wanted: Iterable[Kept]
 ) -> dict[int, dict[Kept, list[KeptSum]]]:
-    found: dict[int, dict[Kept, list[KeptSum]]] = {}
-    for kept in sorted(wanted):
-        by_month = kept.table == MONTHS
+    """Two scans at most: of the tables' keys no index helps to find a person's rows."""
+    people = "subscriber_id IN (SELECT unnest(?::BIGINT[]))"
+    columns = "subscriber_id, first_at, last_at, events, amount"
+    rows: list[tuple[Any, ...]] = []
+    types = sorted(kept.type for kept in wanted if kept.table == MONTHS)
+    if types:
+        of_types = "type IN (SELECT unnest(?::VARCHAR[]))"
         sql = (
-            f"SELECT subscriber_id, first_at, last_at, events, amount,"
-            f" {'NULL' if by_month else 'item'} FROM {MONTHS if by_month else ITEMS}"
-            f" WHERE {'type' if by_month else repr(PURCHASED)} = ?"
-            " AND subscriber_id IN (SELECT unnest(?::BIGINT[]))"
+            f"SELECT '{MONTHS}', type, {columns}, NULL FROM {MONTHS} WHERE {of_types} AND {people}"
         )
-        for id, *row in database.rows(sql, [kept.type, ids]):
-            found.setdefault(id, {}).setdefault(kept, []).append(KeptSum._make(row))
+        rows += database.rows(sql, [types, ids])
+    if any(kept.table == ITEMS for kept in wanted):
+        sql = f"SELECT '{ITEMS}', '{PURCHASED}', {columns}, item FROM {ITEMS} WHERE {people}"
+        rows += database.rows(sql, [ids])
+    found: dict[int, dict[Kept, list[KeptSum]]] = {}
+    for table, type_, id, *row in rows:
+        found.setdefault(id, {}).setdefault(Kept(table, type_), []).append(KeptSum._make(row))
     return found
 
 
