@@ -57,7 +57,7 @@ async def name_all(
     then all of it may be repeated."""
     stories = _stories([naming for naming in namings if not _is_known(people, naming)])
     for turn in range(max(map(len, stories), default=0)):
-        together = [story[turn] for story in stories if turn < len(story)]
+        together = [group for story in stories if turn < len(story) for group in story[turn]]
         for first in range(0, len(together), SETS_MAX):
             await _identify(shards, people, together[first : first + SETS_MAX], types, source)
         for group in together:
@@ -73,8 +73,9 @@ def _is_known(people: People, naming: Naming) -> bool:
     return person is not None
 
 
-def _stories(namings: Sequence[Naming]) -> list[list[list[Naming]]]:
-    """Those that share an identity, in order; neighbours with the same identities as one."""
+def _stories(namings: Sequence[Naming]) -> list[list[list[list[Naming]]]]:
+    """Those that share an identity, in order: turns of groups. Neighbours with the same identities
+    are one group; those of one person who only differ in what is tied to them are of one turn."""
     first: dict[tuple[str, str | None], int] = {}
     above: list[int] = list(range(len(namings)))
 
@@ -88,15 +89,23 @@ def _stories(namings: Sequence[Naming]) -> list[list[list[Naming]]]:
         earlier = [(kind, naming.formerly) for kind in _EARLIER if naming.formerly]
         for name in (*naming.names, *earlier):
             above[root(n)] = root(first.setdefault(name, n))
-    stories: dict[int, list[list[Naming]]] = {}
+    stories: dict[int, list[list[list[Naming]]]] = {}
     for n, naming in enumerate(namings):
         story = stories.setdefault(root(n), [])
-        last = story[-1][-1] if story else None
-        if last and last.identities == naming.identities and not (last.formerly or naming.formerly):
-            story[-1].append(naming)
+        last = story[-1][-1][-1] if story else None
+        if last is None or last.formerly or naming.formerly:
+            story.append([[naming]])
+        elif last.identities == naming.identities:
+            story[-1][-1].append(naming)
+        elif _known_by(last) and _known_by(last) == _known_by(naming):
+            story[-1].append([naming])
         else:
-            story.append([naming])
+            story.append([[naming]])
     return list(stories.values())
+
+
+def _known_by(naming: Naming) -> dict[str, str]:
+    return {kind: value for kind, value in naming.identities.items() if kind != ANONYMOUS_ID}
 
 
 async def _identify(
