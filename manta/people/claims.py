@@ -187,6 +187,13 @@ class TakeIdentities:
                 email=changed["email"],
                 updated_at=context.now,
             ),
+            upserted(
+                "attribute_times",
+                len(people),
+                subscriber_id=people,
+                name=EMAIL,
+                changed_at=context.now,
+            ),
             recorded(
                 "profile_changed",
                 people,

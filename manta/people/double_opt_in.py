@@ -29,6 +29,7 @@ from typing import Any
 from manta.clock import as_text, parse_instant
 from manta.command import Change, Context, Database, Decision
 from manta.errors import InvalidRequest
+from manta.ids import MessageRef
 from manta.people.consents import (
     ALL_TOPICS,
     CHANNELS,
@@ -47,6 +48,7 @@ from manta.people.consents import (
     existing,
 )
 from manta.people.identities import EMAIL, compared
+from manta.people.linked import is_of_address
 from manta.people.suppressions import SUNSET, standing_stops
 from manta.privacy.hashes import ERASED, erased_among
 
@@ -171,7 +173,9 @@ class Confirmed:
 @dataclass(frozen=True)
 class ConfirmConsents:
     """The reader of the mail says yes to ``topics``. Answers those that are subscribed now: what
-    waits no longer, or waited too long, is not among them. ``proof`` is that of this step."""
+    waits no longer, or waited too long, is not among them. ``proof`` is that of this step.
+
+    ``mail``: what the link was in. One that went to an earlier address confirms nothing."""
 
     key: str | None
     subscriber_id: int
@@ -179,10 +183,13 @@ class ConfirmConsents:
     source: str
     proof: Mapping[str, Any] | None = None
     channel: str = EMAIL
+    mail: MessageRef | None = None
 
     def decide(self, database: Database, context: Context) -> Decision:
         _check(self.channel, self.topics, self.source)
         person = existing(database, self.subscriber_id)
+        if not is_of_address(database, person, self.mail):
+            return Decision(Confirmed(person, None, ()))
         ((email,),) = database.rows("SELECT email FROM profiles WHERE subscriber_id = ?", [person])
         held = consents_of(database, person, self.channel)
         given = Given(self.channel, self.source)

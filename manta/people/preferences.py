@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from manta.command import Change, Context, Database, Decision, Push
 from manta.errors import InvalidRequest
+from manta.ids import MessageRef
 from manta.people.consents import (
     ALL_TOPICS,
     CHANNELS,
@@ -35,6 +36,7 @@ from manta.people.consents import (
 )
 from manta.people.history import recorded, upserted
 from manta.people.identities import EMAIL, compared
+from manta.people.linked import is_of_address
 from manta.privacy.hashes import erased_among
 
 CHOICES_MAX = 1_000
@@ -61,7 +63,8 @@ class Saved:
 
 @dataclass(frozen=True)
 class SetPreferences:
-    """``locale`` ``None`` leaves it as it is; ``message_key`` is the mail that led here."""
+    """``locale`` ``None`` leaves it as it is; ``mail`` is what led here. One that went to an
+    earlier address lifts nothing from the present one."""
 
     key: str | None
     subscriber_id: int
@@ -69,7 +72,7 @@ class SetPreferences:
     locale: str | None
     source: str
     proof: Mapping[str, Any] | None = None
-    message_key: int | None = None
+    mail: MessageRef | None = None
 
     def decide(self, database: Database, context: Context) -> Decision:
         self._check()
@@ -91,6 +94,7 @@ class SetPreferences:
         language = self._language(person, database, context)
         ((email,),) = database.rows("SELECT email FROM profiles WHERE subscriber_id = ?", [person])
         wanted = any(choice.wanted and choice.channel == "email" for choice in self.choices)
+        wanted = wanted and is_of_address(database, person, self.mail)
         address = [compared(EMAIL, email)] if email else []
         is_erased = bool(erased_among(database, context.settings, address))
         answer = Saved(person, email, changed + bool(language), wanted, is_erased)
@@ -114,9 +118,10 @@ class SetPreferences:
         """An ``unsubscribed`` event for each topic that was given up."""
         if not withdrawn:
             return []
+        message_key = self.mail.message_key if self.mail is not None else None
         known = database.rows(
             "SELECT campaign_id FROM ledger WHERE subscriber_id = ? AND message_key = ?",
-            [person, self.message_key],
+            [person, message_key],
         )
         return [
             recorded(
@@ -126,7 +131,7 @@ class SetPreferences:
                 context.now,
                 context.random,
                 campaign_id=known[0][0] if known else None,
-                message_key=self.message_key,
+                message_key=message_key,
             )
             for choice in withdrawn
         ]

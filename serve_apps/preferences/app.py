@@ -224,8 +224,8 @@ class Preferences:
         chosen = language if language != now_in else None
 
         def choose(id: int) -> SetPreferences:
-            message = asked.said.message_key
-            return SetPreferences(None, id, tuple(choices), chosen, SOURCE, proof, message)
+            mail = asked.said.ref
+            return SetPreferences(None, id, tuple(choices), chosen, SOURCE, proof, mail)
 
         saved = await self._for_person(asked.said.subscriber_id, choose)
         if saved.wanted:
@@ -256,7 +256,8 @@ class Preferences:
         language = language_for(person["locale"], "") if person["locale"] else asked.language
 
         def confirm(id: int) -> ConfirmConsents:
-            return ConfirmConsents(None, id, topics, "confirmation_page", asked.proof)
+            page, mail = "confirmation_page", asked.said.ref
+            return ConfirmConsents(None, id, topics, page, asked.proof, mail=mail)
 
         confirmed = await self._for_person(asked.said.subscriber_id, confirm)
         if not confirmed.topics:

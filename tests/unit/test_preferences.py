@@ -478,3 +478,37 @@ async def test_who_was_merged_is_followed(world):
     assert saved.status_code == 200, saved.text
     held = await world.consents(f"new{n}@x.example")
     assert held["news"] == "subscribed" and held["offers"] == "unsubscribed"
+
+
+async def test_a_link_to_an_earlier_address_proves_nothing_of_the_new_one(world):
+    """Somebody signs up with their own address, has it changed to that of a person who was erased
+    or has left, and presses the links that they got."""
+    shards = world.house.handles.shards
+    mark = keyed_hash(b"p" * 32, "email", "victim@x.example")
+    row = {"channel": "email", "address": mark, "reason": "erased", "source": "erasure"}
+    for shard in range(SHARDS):
+        await shards.execute(shard, Write((upsert("suppressions", row),)))
+    left = {"address": "victim@x.example", "reason": "unsubscribed"}
+    assert (await world.api.post("/v1/suppressions", json=left)).status_code == 201
+    before = (await world.api.get("/v1/suppressions")).json()["items"]
+    await world.sign_up("mine@x.example", "news")
+    person = await world.person("mine@x.example")
+    id = decode_id(person["id"])
+    world.house.clock.advance(60)
+    changed = {"kind": "email", "value": "victim@x.example"}
+    path = f"/v1/subscribers/{person['id']}/identities"
+    assert (await world.api.post(path, json=changed)).status_code == 200
+    confirm = await world.link(TokenKind.CONFIRM, id)
+    assert (await world.pages.post(confirm, data={"topic": "news"})).status_code == 410
+    assert (await world.consents("victim@x.example"))["news"] == "pending"
+    page = await world.link(TokenKind.PREFERENCES, id)
+    saved = await world.pages.post(
+        page, data=filled((await world.pages.get(page)).text, "email:news")
+    )
+    assert saved.status_code == 200
+    assert (await world.api.get("/v1/suppressions")).json()["items"] == before
+    row = {"subscriber_id": id, "message_key": 78, "planned_at": world.house.clock.now()}
+    await shards.execute(shards.of_subscriber(id), Write((upsert("ledger", row),)))
+    page = await world.link(TokenKind.PREFERENCES, id, 78)  # of a mail to the new address
+    await world.pages.post(page, data=filled((await world.pages.get(page)).text, "email:news"))
+    assert (await world.api.get("/v1/suppressions")).json()["items"] == []
