@@ -5,11 +5,11 @@
 A million people, twenty million events of the past year, a hundred segments of mixed kinds
 (``benchmarks.live_rules``), two real shard actors in processes of their own on ``file://``. After
 everything is evaluated once, 1,000 events a second come in small batches, beside them changes of
-attributes and consents. Measured is the time from the instant at which the answer to an event was
-ready (accepted, durable) to that at which others can read the membership that it moved; an event
-of a person who had others within the last seconds counts from the earliest of them. Some events are
-probes: each must move its person, and each is looked for by the shard's query as well. Others are
-set so that their window ends at a known instant, with nothing else happening to the person then.
+attributes and consents, each of somebody to whom nothing else happens, so that what moves has one
+cause. Measured is the time from the instant at which the answer to an event was ready (accepted,
+durable) to that at which others can read the membership that it moved. Some events are probes: each
+must move its person, and each is looked for by the shard's query as well. Others are set so that
+their window ends at a known instant, with nothing else happening to the person then.
 At the end the shards evaluate everything whole and compare.
 
 Then a workspace is started on the same data as ``manta up`` does it, with all actors and apps on
@@ -118,10 +118,21 @@ class Load:
     probes: set[int] = field(default_factory=set)
     sent: int = 0
 
+    def __post_init__(self) -> None:
+        self.ids = self.rng.permutation(self.ids)
+        self._next = 0
+
+    def _people(self, count: int) -> np.ndarray:
+        """People to whom nothing has happened yet: what moves them has one cause."""
+        self._next += count
+        if self._next > len(self.ids):
+            raise SystemExit("fewer people than events: take more --people or fewer --seconds")
+        return self.ids[self._next - count : self._next]
+
     def commands(self, count: int) -> tuple[list[Command], np.ndarray]:
         """Commands of a tick, and whom they concern."""
         rng, self.sent = self.rng, self.sent + count
-        people = rng.choice(self.ids, count)
+        people = self._people(count)
         kinds = rng.random(count)
         hits = kinds < 0.25
         kind = np.where(kinds < 0.8, "page_viewed", "purchased").astype(object)
@@ -163,7 +174,7 @@ class Load:
         return TrackHits(None, pa.table(rows))
 
     def _one_changes(self) -> Command:
-        id = int(self.rng.choice(self.ids))
+        (id,) = self._people(1).tolist()
         if self.rng.random() < 0.5:
             status = str(self.rng.choice(["subscribed", "unsubscribed"]))
             return SetConsent(None, id, "email", "news", status, "benchmark")
@@ -174,7 +185,7 @@ class Load:
 
     def _one_turns(self) -> Command:
         """An event whose window of one minute ends 2 to 12 s from now."""
-        id = int(self.rng.choice(self.ids))
+        (id,) = self._people(1).tolist()
         in_s = float(self.rng.uniform(2, 12))
         at = clock.now() - timedelta(seconds=60 - in_s)
         self.turns[id] = time.monotonic() + in_s
@@ -284,25 +295,22 @@ class Seen:
 
 def look(accepted: list[tuple[float, np.ndarray]], moves: Moves, load: Load, seen: Seen) -> None:
     """Match what was accepted with what was seen to move."""
-    heard: dict[int, list[float]] = {}
-    for at_s, people in accepted:
-        for id in people.tolist():
-            heard.setdefault(id, []).append(at_s)
+    heard = {id: at_s for at_s, people in accepted for id in people.tolist()}
     entered: dict[int, float] = {}
     left: dict[int, float] = {}
     for at_s, people, segments, inside in moves:
         rows = zip(people.tolist(), segments.tolist(), inside.tolist(), strict=True)
         for id, segment, member in rows:
-            since = [when for when in heard.get(id, ()) if at_s - 10 < when <= at_s]
+            since = heard.get(id)
             if segment == live_rules.PROBE and member:
                 entered[id] = at_s
             elif segment == live_rules.PROBE_IN_TIME and not member:
                 left[id] = at_s
-            elif since and segment > live_rules.PROBE_IN_TIME:
-                seen.moved_s.append(at_s - min(since))
+            elif since is not None and 0 <= at_s - since < 10:
+                seen.moved_s.append(at_s - since)
     for id in load.probes:
         if id in entered:
-            seen.probes_s.append(entered[id] - heard[id][0])
+            seen.probes_s.append(entered[id] - heard[id])
         else:
             seen.missing.append(f"probe of {id}")
     for id, at_s in load.turns.items():

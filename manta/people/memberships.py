@@ -36,6 +36,15 @@ WANTED = pa.schema(
     [("subscriber_id", pa.int64()), ("segment_id", pa.int32()), ("member", pa.bool_())]
 )
 
+MOVES = pa.schema(
+    [
+        ("subscriber_id", pa.int64()),
+        ("entered", pa.list_(pa.int32())),
+        ("departed", pa.list_(pa.int32())),
+        ("segments", pa.list_(pa.int32())),
+    ]
+)
+
 _LIVE = (
     "SELECT id::INTEGER FROM definitions WHERE kind = ? AND body IS NOT NULL"
     " AND json_extract_string(body, '$.live') = 'true' ORDER BY 1"
@@ -203,14 +212,41 @@ def _applied(wanted: pa.Table, source: str, database: Database, context: Context
 
 def _moves(wanted: pa.Table, database: Database) -> pa.Table:
     """Who moves: the person's segments from now on, and which of them are new or over."""
-    ids = wanted["subscriber_id"].unique().to_pylist()
-    if not ids:
-        return pa.table({"subscriber_id": pa.array([], pa.int64())})
+    ids = wanted["subscriber_id"].unique()
     if len(ids) <= _INDEXED_MAX:
-        near, params = f"IN ({', '.join('?' * len(ids))})", ids
-    else:
-        near, params = "IN (SELECT unnest(?::BIGINT[]))", [ids]
-    return database.table(_MOVES.format(near=near), [*params, *params], wanted=wanted)
+        return _few_moves(wanted, ids, database)
+    params = [ids.to_pylist()] * 2
+    near = "IN (SELECT unnest(?::BIGINT[]))"
+    return database.table(_MOVES.format(near=near), params, wanted=wanted)
+
+
+def _few_moves(wanted: pa.Table, ids: pa.Array, database: Database) -> pa.Table:
+    """The same for a few people: a look-up and a loop, for half of what the statement costs."""
+    here = set(ids.filter(pa.array(database.here(ids.to_numpy()))).to_pylist())
+    if not here:
+        return MOVES.empty_table()
+    places = ", ".join("?" * len(here))
+    before: dict[int, list[int]] = dict(
+        database.rows(
+            f"SELECT subscriber_id, segments FROM memberships WHERE subscriber_id IN ({places})",
+            sorted(here),
+        )
+    )
+    asked: dict[int, dict[bool, set[int]]] = {}
+    for id, segment, member in zip(
+        *(wanted[name].to_pylist() for name in WANTED.names), strict=True
+    ):
+        if id in here:
+            asked.setdefault(id, {True: set(), False: set()})[member].add(segment)
+    moves = []
+    for id, answers in sorted(asked.items()):
+        old = set(before.get(id) or ())
+        entered, departed = answers[True] - old, answers[False] & old
+        if entered or departed:
+            now = old - departed | entered
+            moves.append((id, sorted(entered), sorted(departed), sorted(now)))
+    columns = zip(*moves, strict=True) if moves else ((), (), (), ())
+    return pa.table(list(map(list, columns)), schema=MOVES)
 
 
 def _flat(moves: pa.Table) -> tuple[pa.Array, pa.Array, pa.BooleanArray]:
