@@ -24,6 +24,8 @@ from manta.schema import ATTRIBUTE_NAME, ATTRIBUTE_PREFIX
 PEOPLE_MAX = 10_000
 
 _INDEXED_MAX = 500  # people up to whom an index beats a scan of a state table
+# Each column costs its share: the rows of a person lie all over the table.
+_READ = ("subscriber_id", "type", *EventRow._fields, "human")
 _EVENTS = """
 WITH near AS MATERIALIZED ({near})
 SELECT subscriber_id, type, occurred_at, campaign_id, message_key, item, amount, properties
@@ -140,7 +142,7 @@ def _events(
     found: dict[int, dict[str, list[EventRow]]] = {}
     chosen = [sorted(wanted.event_types), since or datetime.min]
     for start in range(0, len(ids), INDEXED_MAX):
-        close = near(ids[start : start + INDEXED_MAX])
+        close = near(ids[start : start + INDEXED_MAX], _READ)
         sql = _EVENTS.format(near=close.text, human=HUMAN)
         for id, type_, *row in database.rows(sql, [*close.params, *chosen]):
             found.setdefault(id, {}).setdefault(type_, []).append(EventRow._make(row))

@@ -39,15 +39,14 @@ BY_PERSON = f"coalesce(human, 1.0::DOUBLE) >= {HUMAN_LEAST}::DOUBLE"
 HUMAN = f"(type NOT IN ({', '.join(repr(one) for one in HUMAN_TYPES)}) OR {BY_PERSON})"
 
 
-def near(ids: list[int]) -> Sql:
+def near(ids: list[int], columns: tuple[str, ...] = EVENTS.column_names) -> Sql:
     """A table expression: all events of a few people, through the index on the person.
 
     DuckDB takes the index for a list of constants and no other condition, hence in a step of its
     own; the people's few events are then filtered in memory.
     """
-    columns = ", ".join(EVENTS.column_names)
     places = ", ".join("?" * len(ids))
-    return Sql(f"SELECT {columns} FROM events WHERE subscriber_id IN ({places})", *ids)
+    return Sql(f"SELECT {', '.join(columns)} FROM events WHERE subscriber_id IN ({places})", *ids)
 
 
 def of_people(universe: str | None) -> Sql:
