@@ -11,7 +11,8 @@ taken for the recipient's, as it is with every link in a mail; nothing tells a s
 same person from another person. It is bounded: the page's own address carries no token (the snippet
 removes it, so that a copied address names nobody), an old token ties nobody, what was tied can be
 undone (a merge with its cause on record), and as soon as the other person names themselves the
-browser is theirs.
+browser is theirs; one in which they have done so before stays theirs. A person to whom a great many
+browsers are tied gets no more.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ from manta.errors import Conflict, Forbidden, InvalidRequest, MantaError, Overlo
 from manta.ingestion import segment
 from manta.ingestion.normalised import Normalised, Unfit
 from manta.ingestion.visits import check_age
-from manta.people.identifying import living
-from manta.people.identities import ANONYMOUS_ID, EMAIL, EXTERNAL_ID, PHONE
+from manta.people.identifying import living, owners
+from manta.people.identities import ANONYMOUS_ID, EMAIL, EXTERNAL_ID, PHONE, compared
 from serve_apps import reads
 from serve_apps.auth import Authenticator, Caller
 from serve_apps.collect.bodies import COMPRESSED_BYTES_MAX, json_object, unpacked, write_key
@@ -45,6 +45,7 @@ SCOPE = "events:write"
 PUBLIC_SCOPE = "collect"
 BATCH, COLLECT, METRICS, SNIPPET_PATH = "batch", "collect", "metrics", "snippet.js"
 ERRORS_SHOWN = 100
+IDENTITIES_MAX = 500  # of a person to whom clicks tie further browsers
 # Path below /v1 → the call; the short ones are those of analytics.js.
 PATHS: Mapping[str, str] = {
     **{f"/{call}": call for call in segment.CALLS},
@@ -178,8 +179,19 @@ class Collect:
         except InvalidRequest:
             return
         names = _names_of(person)
-        if names:
+        is_room = len(person["identities"]) < IDENTITIES_MAX
+        if names and is_room and not await self._has_named_themselves(visitor):
             await self.intake.tie({**names, ANONYMOUS_ID: visitor}, "click")
+
+    async def _has_named_themselves(self, visitor: str) -> bool:
+        """Whether the visitor is somebody known already: who follows a link in a mail that was
+        forwarded to them stays who they are."""
+        name = (ANONYMOUS_ID, compared(ANONYMOUS_ID, visitor))
+        owner = (await owners(self._handles.shards, [name]))[name]
+        if owner is None:
+            return False
+        now = await living(self._handles.shards, [owner])
+        return bool(_names_of(await reads.person(self._handles, now[owner])))
 
 
 def _names_of(person: Mapping[str, Any]) -> dict[str, str]:

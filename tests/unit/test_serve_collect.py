@@ -352,6 +352,32 @@ async def test_a_click_ties_the_visitor_to_whom_the_mail_went(world, http):
     assert (await http.post("/v1/collect", json=body, headers=ORIGIN)).status_code == 422
 
 
+async def test_a_forwarded_link_takes_nobody_known_and_ties_no_crowd(world, http, monkeypatch):
+    key, own = await public(world, http), basic(await write_key(world))
+    people = {}
+    for name in ("ann", "bob"):
+        said = {"userId": name, "anonymousId": f"{name}s-browser", "messageId": name}
+        body = {**said, "traits": {"email": f"{name}@x.example"}}
+        assert (await http.post("/v1/identify", json=body, headers=own)).status_code == 200
+        (row,) = rows(world, f"SELECT * FROM profiles WHERE email = '{name}@x.example'")
+        people[name] = row["subscriber_id"]
+    keyring = keyring_of(await world.handles.catalog.call("token_keys"), "default")
+    token = visit_token(keyring, MessageRef(people["ann"], 5), 1, 0, NOW)
+
+    async def visit(visitor: str) -> set[int]:
+        page = {"type": "page", "anonymousId": visitor, "messageId": visitor}
+        body = {"writeKey": key, "token": token, "batch": [page]}
+        answer = await http.post("/v1/collect", json=body, headers=ORIGIN)
+        assert answer.status_code == 200, answer.text
+        found = [e for e in events(world) if e["type"] == "viewed"]
+        return {e["subscriber_id"] for e in found}
+
+    assert await visit("bobs-browser") == {people["bob"]}
+    assert await visit("new-1") == set(people.values())
+    monkeypatch.setattr("serve_apps.collect.IDENTITIES_MAX", 3)
+    assert len(await visit("new-2")) == 3
+
+
 def test_targets_of_clicks():
     assert is_of("https://Shop.example./x?y", {"shop.example"})
     assert not is_of("https://shop.example.evil.example/", {"shop.example"})
