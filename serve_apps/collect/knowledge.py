@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from actors.handles import Handles
-from manta.errors import NotFound
+from manta.errors import InvalidRequest, NotFound
 from manta.ingestion.sources import PRIVACY, SEGMENT, SITES, SOURCES
 from manta.schema import AttributeType
 from serve_apps import reads
@@ -21,6 +21,7 @@ class Knowledge:
     def __init__(self, handles: Handles) -> None:
         self._handles = handles
         self._kept: dict[str, tuple[float, Any]] = {}
+        self._declared = 0  # how often attributes were: what was asked for before is older
 
     async def attributes(self) -> Mapping[str, AttributeType]:
         found: Mapping[str, AttributeType] = await self._read("attributes")
@@ -29,13 +30,20 @@ class Knowledge:
     async def declare(self, types: Mapping[str, AttributeType]) -> Mapping[str, AttributeType]:
         """Declare attributes; all that are declared now. Raises ``InvalidRequest`` where another
         has declared one of them otherwise."""
-        self._kept.pop("attributes", None)
-        await self._handles.catalog.call(
-            "declare_attributes",
-            {name: str(kind) for name, kind in types.items()},
-            deadline_s=CALL_DEADLINE_S,
-        )
-        return await self.attributes()
+        wanted = {name: str(kind) for name, kind in types.items()}
+        try:
+            found = await self._handles.catalog.call(
+                "declare_attributes", wanted, deadline_s=CALL_DEADLINE_S
+            )
+        except InvalidRequest:
+            self._kept.pop("attributes", None)
+            raise
+        self._declared += 1
+        # None is ever taken back, so answers that overtake each other may be put together.
+        _, known = self._kept.get("attributes", (0.0, {}))
+        known = {**known, **{name: AttributeType(kind) for name, kind in found.items()}}
+        self._kept["attributes"] = (self._handles.clock.monotonic() + KEEP_S, known)
+        return dict(known)
 
     async def source_of_key(self, key_id: str) -> Document:
         """The source of an API key; the defaults of the tracking API where it has none."""
@@ -77,7 +85,10 @@ class Knowledge:
         if kept is not None and kept[0] > now:
             return kept[1]
         if name == "attributes":
+            declared = self._declared
             found: Any = await reads.attribute_types(self._handles)
+            if declared != self._declared and name in self._kept:  # which is newer
+                return self._kept[name][1]
         else:
             found = await self._handles.catalog.call("list", name, deadline_s=CALL_DEADLINE_S)
         self._kept[name] = (now + KEEP_S, found)

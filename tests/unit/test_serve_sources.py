@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hmac
 import json
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
+from random import Random
 from typing import Any
 
 import pytest
@@ -97,6 +99,39 @@ async def test_a_shops_story_becomes_one_persons(world, http):
     }
     assert "hush" not in json.dumps(shown)
     assert shown["secrets"] == 1
+
+
+STORY = [
+    ("carts/create", samples.SHOPIFY_CART),
+    ("checkouts/create", samples.SHOPIFY_CHECKOUT),
+    ("orders/create", samples.SHOPIFY_ORDER),
+    ("refunds/create", samples.SHOPIFY_REFUND),
+    ("customers/create", samples.SHOPIFY_CUSTOMER),
+    ("orders/updated", samples.SHOPIFY_ORDER | {"refunds": [samples.SHOPIFY_REFUND]}),
+]
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+async def test_in_whatever_order_a_story_comes_it_is_the_same(world, http, seed):
+    made = await source(http, "shopify", secret=SECRET)
+    story = Random(seed).sample(STORY, len(STORY))
+    if seed == 1:  # one after another
+        answers = [await shopify(http, made, topic, document) for topic, document in story]
+    else:  # all at once
+        answers = await asyncio.gather(*(shopify(http, made, *each) for each in story))
+    assert [(a.status_code, "unfit" in a.json()) for a in answers] == [(200, False)] * 6
+    (john,) = rows(world, "SELECT subscriber_id FROM profiles")
+    id = john["subscriber_id"]
+    kinds = rows(world, f"SELECT type FROM events WHERE subscriber_id = {id} ORDER BY type")
+    assert [row["type"] for row in kinds] == [
+        "cart_updated",
+        "checkout_started",
+        "ordered",
+        "purchased",
+        "purchased",
+        "refunded",
+        "signed_up",
+    ]
 
 
 async def test_only_what_is_signed_is_believed(world, http):
