@@ -1,7 +1,8 @@
 """What a rule looks at, and how far back: which changes can affect it, what memory it needs.
 
 An index from event type, attribute and the like to rules is built from ``touches``; a live rule
-whose ``reach`` is longer than the shard's memory of events is refused where it is defined.
+with a condition ``beyond`` the shard's memory of events, and beyond what the sums of older ones say
+(``manta.rules.kept``), is refused where it is defined.
 
 ``with_segments`` and ``without_unknown`` make a rule ready for the place where it is asked: whole,
 without references to segments, and without attributes of which that place has never seen a value.
