@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from manta.clock import Clock
 from manta.command import Command, Context, Database, Push
 from manta.people.definitions import ENDPOINT, definitions
-from manta.webhooks.outbox import KEPT, KEPT_MAX, WAITING_MAX, CloseEndpoint, TrimOutbox
+from manta.webhooks.outbox import KEPT, CloseEndpoint, TrimOutbox, is_crowded
 
 COURIER = "courier"
 REPEAT = timedelta(seconds=30)
@@ -66,7 +66,7 @@ class DeliveriesHook:
         waiting = sum(queue.waiting for queue in queues)
         expires = None if oldest is None else oldest + KEPT
         is_old = expires is not None and expires < context.now
-        if waiting > WAITING_MAX or settled > KEPT_MAX * 5 // 4 or is_old:
+        if is_old or is_crowded(database, waiting, settled):
             commands.append(TrimOutbox())
         if expires is not None:
             wakes.append(max(expires, context.now) + TRIM_GAP)

@@ -11,7 +11,8 @@ only when all of them are due: while the courier has some, or the first one wait
 attempt, there is none. So of the people of one shard it hears in the order of commit.
 
 Limits: ``WAITING_MAX`` rows wait in a shard, older ones fail with the cause; what is settled is
-kept for replay for ``KEPT`` and up to ``KEPT_MAX`` rows.
+kept for replay for ``KEPT`` and up to ``KEPT_MAX`` rows. Both have a limit in bytes too, since what
+is told of comes from strangers and may be long.
 """
 
 from __future__ import annotations
@@ -28,14 +29,19 @@ from manta.errors import InvalidRequest
 from manta.people.definitions import ENDPOINT, definitions
 from manta.people.history import rows_of
 from manta.schema import OUTBOX
+from manta.webhooks.bodies import BODY_BYTES_MAX
 from manta.webhooks.retries import ANSWER_CHARACTERS_MAX, Answered, State, after
 
 WAITING_MAX = 100_000
 KEPT_MAX = 20_000
+WAITING_BYTES_MAX, KEPT_BYTES_MAX = 256 << 20, 128 << 20  # of their bodies
 KEPT = timedelta(days=7)
 LEASE_ROWS_MAX = 500
 ROWS_MAX = 10_000  # that one command replays or discards
-CROWDED_OUT = f"more than {WAITING_MAX:,} deliveries waited in its shard, this was the oldest"
+CROWDED_OUT = (
+    f"more than {WAITING_MAX:,} deliveries or {WAITING_BYTES_MAX >> 20} MB waited in its shard,"
+    " this was the oldest"
+)
 TURNED_OFF = "the endpoint was disabled"
 REPLAYED = (State.FAILED, State.DISCARDED)
 
@@ -277,11 +283,11 @@ class TrimOutbox:
         crowded = database.rows(
             "SELECT endpoint_id, list(delivery_id) FROM ("
             "SELECT endpoint_id, delivery_id FROM outbox WHERE due_at IS NOT NULL"
-            f" ORDER BY sequence DESC OFFSET {WAITING_MAX}) GROUP BY 1 ORDER BY 1"
+            f" QUALIFY {_beyond(WAITING_MAX, WAITING_BYTES_MAX)}) GROUP BY 1 ORDER BY 1"
         )
         old = database.rows(
             "SELECT endpoint_id, delivery_id FROM outbox WHERE due_at IS NULL"
-            f" QUALIFY changed_at < ? OR row_number() OVER (ORDER BY sequence DESC) > {KEPT_MAX}",
+            f" QUALIFY changed_at < ? OR {_beyond(KEPT_MAX, KEPT_BYTES_MAX)}",
             [context.now - KEPT],
         )
         changes = [_failed(endpoint, ids, CROWDED_OUT, context) for endpoint, ids in crowded]
@@ -289,6 +295,26 @@ class TrimOutbox:
             changes.append(_deleted(_keys(*map(list, zip(*old, strict=True)))))
         failed = sum(len(ids) for _, ids in crowded)
         return Decision((failed, len(old)), tuple(changes))
+
+
+def _beyond(rows_max: int, bytes_max: int) -> str:
+    """Rows that the newest ones, as many as there is room for, leave no room for."""
+    over = "OVER (ORDER BY sequence DESC ROWS UNBOUNDED PRECEDING)"
+    return f"(row_number() {over} > {rows_max} OR sum(strlen(body)) {over} > {bytes_max})"
+
+
+def is_crowded(database: Database, waiting: int, settled: int) -> bool:
+    """Whether ``TrimOutbox`` has something to do for want of room."""
+    if waiting > WAITING_MAX or settled > KEPT_MAX * 5 // 4:
+        return True
+    least = min(WAITING_BYTES_MAX, KEPT_BYTES_MAX)
+    if (waiting + settled) * BODY_BYTES_MAX <= least:
+        return False
+    ((waits, keeps),) = database.rows(
+        "SELECT coalesce(sum(strlen(body)) FILTER (due_at IS NOT NULL), 0)::BIGINT,"
+        " coalesce(sum(strlen(body)) FILTER (due_at IS NULL), 0)::BIGINT FROM outbox"
+    )
+    return bool(waits > WAITING_BYTES_MAX or keeps > KEPT_BYTES_MAX * 5 // 4)
 
 
 def _failed(endpoint_id: int, ids: Sequence[int], why: str, context: Context) -> Change:

@@ -471,7 +471,6 @@ def test_the_head_of_an_ordered_endpoint_decides_when_it_is_due(house):
 def test_limits_fail_the_oldest_and_forget_the_old(house, monkeypatch):
     monkeypatch.setattr(outbox, "WAITING_MAX", 3)
     monkeypatch.setattr(outbox, "KEPT_MAX", 2)
-    monkeypatch.setattr(hooks, "WAITING_MAX", 3)
     house.endpoint()
     house.happens(5)
     assert TrimOutbox() in house.store.run_hooks().commands
@@ -484,6 +483,22 @@ def test_limits_fail_the_oldest_and_forget_the_old(house, monkeypatch):
     house.clock.advance(8 * 86_400)
     assert TrimOutbox() in house.store.run_hooks().commands
     assert house.run(TrimOutbox()) == [(0, 2)]
+
+
+def test_long_bodies_are_fewer(house, monkeypatch):
+    """What strangers made long does not fill the memory while an endpoint is away."""
+    house.endpoint()
+    house.happens(4)
+    ((size,),) = house.store.database.rows("SELECT max(strlen(body)) FROM outbox")
+    monkeypatch.setattr(outbox, "WAITING_BYTES_MAX", 2 * size)
+    monkeypatch.setattr(outbox, "KEPT_BYTES_MAX", size)
+    assert TrimOutbox() in house.store.run_hooks().commands
+    assert house.run(TrimOutbox()) == [(2, 0)]
+    assert [row[0] for row in house.rows()] == ["failed", "failed", "waiting", "waiting"]
+    assert house.run(TrimOutbox()) == [(0, 1)]
+    assert [row[0] for row in house.rows()] == ["failed", "waiting", "waiting"]
+    house.clock.advance(10)
+    assert TrimOutbox() not in house.store.run_hooks().commands
 
 
 def test_the_log_and_since_when_an_endpoint_fails(house):
