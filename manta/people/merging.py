@@ -340,6 +340,7 @@ class ReturnPerson:
         note = {"step": Step.RETURNED, "withdrawn": [jsonable(list(w)) for w in withdrawn]}
         row: Row = {
             "from_id": self.from_id,
+            "to_id": to_id,
             "merge_id": merge_id,
             "kept": compact_json(kept | {"to": note}),
         }
@@ -434,10 +435,12 @@ def _depth(database: Database, id: int) -> int:
 
 
 def _state(alias: Alias, state: str, kept: Row, context: Context) -> Change:
+    """Names both people, so that whoever watches changes knows whose events come or go by it."""
     return upserted(
         ALIASES.name,
         1,
         from_id=alias.from_id,
+        to_id=alias.to_id,
         merge_id=alias.merge_id,
         state=state,
         kept=compact_json(kept),

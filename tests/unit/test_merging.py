@@ -369,3 +369,19 @@ def test_who_was_erased_is_neither_parted_nor_joined_any_further(other):
         with pytest.raises(NotFound):
             run(undo_merge(shards, visitor))
         run(finish(shards, [visitor]))
+
+
+@pytest.mark.parametrize("other", SHARDS)
+def test_every_change_of_an_alias_names_both_people(other):
+    """Live segments ask again whoever it names: an undo takes events from the one it leaves."""
+    shards = Shards()
+    ann, visitor = shards.new_person(0, "ann@x.example"), shards.new_person(other)
+    said = []
+    for shard in shards.shards:
+        write = shard.database.apply
+        shard.database.apply = lambda changes, write=write: (said.extend(changes), write(changes))
+    run(merge(shards, visitor, ann, cause="test"))
+    run(undo_merge(shards, visitor))
+    rows = [row for one in said if one.table == "aliases" for row in one.rows.to_pylist()]
+    undone = [row for row in rows if row.get("state") == aliases.UNDONE]
+    assert undone and all((row["from_id"], row["to_id"]) == (visitor, ann) for row in undone)
