@@ -76,7 +76,9 @@ async def erase(body: Erasure, ports: Ports, key: Key) -> dict[str, Any]:
     the person cannot be read, found or mailed; a keyed hash of each address stays, so that no
     import brings them back. Erasing somebody again answers the request that stands."""
     subscriber = await _whom(ports, body)
-    done = await erasing.erase(ports.shards, subscriber, _request_id(key), CALL_DEADLINE_S)
+    done = await erasing.erase(
+        ports.shards, subscriber, _request_id(key, subscriber), CALL_DEADLINE_S
+    )
     document = await ports.catalog.call(
         "erasure_begun", done.request_id, done.person, deadline_s=CALL_DEADLINE_S
     )
@@ -101,7 +103,7 @@ async def apply(body: Hashes, ports: Ports) -> dict[str, Any]:
     the hashes that you have kept outside (`GET /privacy/hashes`); those here are looked at too."""
     given = [(each.channel, each.hash, _naive(each.erased_at)) for each in body.hashes]
     done = await erasing.apply_erasures(
-        ports.shards, given, lambda: _request_id(None), CALL_DEADLINE_S
+        ports.shards, given, lambda: _request_id(None, 0), CALL_DEADLINE_S
     )
     for each in done:
         await ports.catalog.call(
@@ -199,11 +201,12 @@ async def _whom(ports: Handles, body: Whom) -> int:
         raise NotFound(f"{value!r:.40} is not the id of a subscriber", path=kind) from None
 
 
-def _request_id(key: str | None) -> str:
-    """32 hexadecimal digits: the same for the same key."""
+def _request_id(key: str | None, subscriber_id: int) -> str:
+    """32 hexadecimal digits: the same for the same key and person. A key that was used before for
+    somebody else is no reason to answer with their receipt."""
     if key is None:
         return secrets.token_hex(16)
-    return blake2b(key.encode(), digest_size=16).hexdigest()
+    return blake2b(f"{subscriber_id}:{key}".encode(), digest_size=16).hexdigest()
 
 
 def _nothing(document: Mapping[str, Any], ports: Handles) -> dict[str, Any]:

@@ -103,6 +103,19 @@ async def test_erased_at_once_and_then_everywhere(world, http, tmp_path):
     assert (await http.get(f"/v1/subscribers/{other}")).status_code == 200
 
 
+async def test_two_people_under_one_key_are_two_requests(world, http):
+    """A script that uses one key for all its requests gets nobody's receipt for somebody else."""
+    requests = set()
+    for email in ("a@shop.example", "b@shop.example"):
+        await made(http, {"email": email})
+        asked = {"email": email, "now": True}
+        path = "/v1/privacy/erasures"
+        begun = await http.post(path, json=asked, headers={"Idempotency-Key": "k"})
+        assert (begun.status_code, begun.json()["state"]) == (202, "erased")
+        requests.add((await finished(http, begun.json()["id"]))["person"])
+    assert len(requests) == 2
+
+
 async def test_a_reimport_does_not_resubscribe(world, http):
     id = await made(http, ANN)
     await http.post("/v1/privacy/erasures", json={"subscriber_id": id})
