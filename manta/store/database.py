@@ -56,7 +56,12 @@ from manta.store.statements import (
 _ATTRIBUTE_WORDS = {sql: kind.value for kind, sql in SQL_TYPES.items()}
 _MENTION = re.compile(r"\b(" + "|".join(TABLES) + r")\b", re.IGNORECASE)
 _READ = re.compile(r"\s*(SELECT|WITH|FROM|VALUES|EXPLAIN|DESCRIBE|SUMMARIZE)\b", re.IGNORECASE)
-_INDEXES = {"events": {"events_of_subscriber": "subscriber_id"}}
+# DuckDB looks nothing up by a key of several columns, so a name is found by its value alone.
+_INDEXES = {
+    "events": {"events_of_subscriber": "subscriber_id"},
+    "identities": {"identities_of_value": "value"},
+}
+_LOOKED_UP_MAX = 1_000  # rows of a join's one side up to which the index of the other is used
 # Tables of some rows that hardly change and that most decisions read.
 _REMEMBERED = frozenset({"campaigns", "senders", "definitions"})
 _PRESENT = frozenset({"profiles", "events"})  # followed by what is known of who is here
@@ -637,4 +642,5 @@ def connect(config: dict[str, str]) -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect(":memory:", config=dict(config))
     # On by itself where Python seems interactive, as it does to DuckDB in `python -c`.
     connection.execute("SET enable_progress_bar = false")
+    connection.execute(f"SET GLOBAL dynamic_or_filter_threshold = {_LOOKED_UP_MAX}")
     return connection

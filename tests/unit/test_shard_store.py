@@ -233,7 +233,7 @@ def test_a_recovered_shard_is_read_before_its_indexes_are_built(objects: FileObj
     assert indexes(after) == []
     assert after.database.rows(of_person) == pinned.rows(of_person) == [(6,)]
     after.run_hooks()
-    assert indexes(after) == ["events_of_subscriber"]
+    assert indexes(after) == ["events_of_subscriber", "identities_of_value"]
     after.execute([write(event(1, "clicked", event_id=6))])
     assert after.database.rows(of_person) == [(7,)]
     assert pinned.rows(of_person) == [(6,)]
@@ -243,7 +243,7 @@ def test_a_recovered_shard_is_read_before_its_indexes_are_built(objects: FileObj
 def test_a_command_that_comes_before_the_hooks_builds_the_indexes(objects: FileObjects) -> None:
     store = recovered(objects)
     store.execute([write(person(1))])
-    assert indexes(store) == ["events_of_subscriber"]
+    assert indexes(store) == ["events_of_subscriber", "identities_of_value"]
 
 
 def indexes(store: ShardStore) -> list[str]:
