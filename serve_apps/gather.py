@@ -1,8 +1,9 @@
 """Gathering: many small things from many requests become one command per shard.
 
-One batch per shard is in flight, so its size follows the load by itself; and each waits
-``GATHER_S`` for company first. (Without that wait, clients that ask again at once form two groups
-that follow each other, each with half the size and the same fixed cost.)
+One batch per shard is in flight, so its size follows the load by itself; and each waits for company
+first: ``GATHER_S``, or as long as the batch before took, up to ``GATHER_MAX_S``. (Without that,
+clients that ask again at once form two groups that follow each other, each with half the size and
+the same fixed cost. And where batches take long, that cost is what they take long for.)
 
 A batch has a key, so a retry after an unknown outcome stores it once. Each item, which may be
 several rows of one request, gets a future that is resolved after the commit. The batch does not
@@ -20,6 +21,7 @@ from manta.command import Command
 from manta.errors import MantaError, Overloaded
 
 GATHER_S = 0.010
+GATHER_MAX_S = 0.030
 BATCH_BYTES_MAX = 1 << 20
 BATCH_ITEMS_MAX = 5_000  # rows
 QUEUE_BYTES_MAX = 8 << 20
@@ -46,6 +48,7 @@ class _Lane:
     def __init__(self) -> None:
         self.waiting: list[_Waiting] = []
         self.running: asyncio.Task[None] | None = None
+        self.took_s = 0.0  # by the batch before
 
 
 class Gatherer(Generic[Item]):
@@ -101,11 +104,14 @@ class Gatherer(Generic[Item]):
     async def _run(self, shard: int) -> None:
         """Send what there is, batch after batch, until nothing waits."""
         lane = self._lanes[shard]
+        time_s = asyncio.get_running_loop().time
         while lane.waiting:
-            await asyncio.sleep(self._gather_s)
+            await asyncio.sleep(max(self._gather_s, min(lane.took_s, GATHER_MAX_S)))
             count = _prefix(lane.waiting)
             batch, lane.waiting = lane.waiting[:count], lane.waiting[count:]
+            sent_s = time_s()
             outcome = await self._send(shard, [each.item for each in batch])
+            lane.took_s = time_s() - sent_s
             first = 0
             for _, rows, size_bytes, future in batch:
                 if not future.done():

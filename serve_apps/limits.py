@@ -79,9 +79,9 @@ class Guard:
             await send(message)
 
         try:
-            async with asyncio.timeout(BODY_TIME_S):
+            async with asyncio.timeout(BODY_TIME_S) as limit:
                 body = await read_body(scope, receive, self._body_bytes_max)
-            async with asyncio.timeout(self._time_s):
+                limit.reschedule(asyncio.get_running_loop().time() + self._time_s)
                 await self._app(scope, _replay(body, receive), noting_send)
         except ClientGone:
             return
