@@ -75,7 +75,7 @@ def acts_on(seed: int, address: str, html: str, unsubscribe_url: str) -> list[Ac
 
 
 class _Seen(HTMLParser):
-    """Links that a person may click (not the decoy, which no person sees), and the images that opening loads."""
+    """Links that a person may click (the decoy is none), and the images that opening loads."""
 
     def __init__(self) -> None:
         super().__init__()
