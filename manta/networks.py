@@ -28,12 +28,13 @@ _INNER = tuple(
         ipaddress.IPv6Network,
         (
             "64:ff9b:1::/48",  # NAT64 of local use, RFC 8215: may lead anywhere inside
-            "fec0::/10",  # site-local, RFC 3879
-            "5f00::/16",  # segment routing, RFC 9602
-            "100::/64",  # discard-only, RFC 6666
+            "3fff::/20",  # documentation, RFC 9637
         ),
     )
 )
+# All that is given out for unicast (RFC 4291 §2.4): what lies outside is no stranger's host, such as
+# IPv4-translated addresses (::ffff:0:0/96 of RFC 2765), which a translator would take inside.
+_GIVEN_OUT = ipaddress.IPv6Network("2000::/3")
 
 
 def refusal(text: str, private: bool = False) -> str:
@@ -79,6 +80,8 @@ def _refusal(address: _Address, private: bool) -> str:
     if private or _carries(address):
         return ""
     is_inner = any(address in network for network in _INNER)
+    if isinstance(address, ipaddress.IPv6Address):
+        is_inner = is_inner or address not in _GIVEN_OUT
     return "not public" if is_inner or not address.is_global else ""
 
 

@@ -142,8 +142,8 @@ def checked_url(url: Any) -> str:
         port = parts.port
     except ValueError:
         raise wrong from None
-    if parts.scheme not in ("https", "http") or not parts.hostname or port == 0:
-        raise wrong
+    if not url.startswith(("https://", "http://")) or not parts.hostname or port == 0:
+        raise wrong  # the scheme in small letters, as it is sent
     if "@" in parts.netloc or "#" in url:
         raise wrong
     return url

@@ -177,6 +177,7 @@ def test_an_endpoint_with_defaults():
     ("fields", "path"),
     [
         ({"url": "ftp://x.example/"}, "url"),
+        ({"url": "HTTPS://x.example/"}, "url"),  # nothing would be sent there
         ({"url": "https://"}, "url"),
         ({"url": "https://u:p@x.example/"}, "url"),
         ({"url": "https://x.example/#f"}, "url"),
@@ -239,6 +240,13 @@ PRIVATE = (
     "::10.0.0.1",
     "64:ff9b:1::1",
     "fec0::1",
+    "::ffff:0:127.0.0.1",
+    "::ffff:0:10.0.0.1",
+    "::fffe:7f00:1",
+    "4000::1",
+    "3fff::1",
+    "5f00::1",
+    "100::1",
     "2001:db8::1",
     "100::1",
 )
