@@ -30,8 +30,10 @@ from manta.command import Database
 from manta.people.definitions import SEGMENT
 from manta.people.memberships import WANTED
 from manta.rules.loading import load
+from manta.rules.nodes import LastMessages, walk
 from manta.rules.person import Person
 from manta.rules.scope import Touches
+from manta.schema import RETENTION
 from manta.segments.flips import NEVER, Flips, Ids, micros_of
 from manta.segments.index import NONE, Index, LiveSegment, Segments, read_index
 from manta.segments.notes import Taken
@@ -197,6 +199,9 @@ class LiveSegments:
             self.flips.forget(np.unique(ids))
         with_addresses(found, self.index, database)
         people, whole = by_person(found.pieces, BULK_PEOPLE)
+        if any(change.table == RETENTION.name for change in taken.changes):
+            # The last messages are those in memory, and some have just left it.
+            whole |= {id for id, one in self.index.segments.items() if _asks_for_messages(one)}
         if whole:
             with self._lock:
                 self._mark(whole)
@@ -267,6 +272,10 @@ class LiveSegments:
             wanted = replace(wanted, segments=wanted.segments | segments)
             self._wanted[segments] = wanted
         return load(database, list(asked), wanted)
+
+
+def _asks_for_messages(segment: LiveSegment) -> bool:
+    return any(isinstance(node, LastMessages) for node in walk(segment.rule))
 
 
 def _moves(found: Sequence[tuple[int, int, bool]]) -> pa.Table:

@@ -29,6 +29,7 @@ WATCHED = frozenset(
         "event_months",
         "purchased_items",
         "definitions",
+        "retention",
     }
 )
 

@@ -423,3 +423,17 @@ def jump(house: House, random: Random) -> None:
     else:
         seconds = random.choice([60, 3 * 3600, 86_400])
     house.clock.advance(max(0.0, seconds))
+
+
+def test_messages_that_leave_memory_are_no_longer_the_last_ones(tmp_path: Path) -> None:
+    house = House(FileObjects(tmp_path / "root"), hot_event_days=400)
+    house.write(columns(1, 2))
+    house.do(define(1, {"last_messages": {"number": 1, "which": "none", "were": "opened"}}))
+    house.write(event(1, "sent", house.now, message_key=1, item="marketing"))
+    house.clock.advance(2 * 86_400)
+    house.turn()
+    assert house.members() == {1: [1]}
+    house.clock.advance(400 * 86_400)
+    house.do(*house.store.run_hooks().commands)
+    house.turn()
+    assert house.members() == house.by_rules() == {}
