@@ -4,7 +4,8 @@ Every change of an attribute, consent, suppression and membership is an event wi
 So the value at an instant is the ``old`` of the first change after it, and where none followed, the
 present one. What is not in the history is as it is now: who is merged with whom, what has been
 found out about machine traffic, and messages. Predictions count from when they were last written.
-People who were erased never were.
+Until when a consent or suppression was to hold is not in the history: one that was changed since
+counts as without an end. People who were erased never were.
 """
 
 from __future__ import annotations
