@@ -32,7 +32,7 @@ _INNER = tuple(
         ),
     )
 )
-# All that is given out for unicast (RFC 4291 §2.4): what lies outside is no stranger's host, such as
+# All that is given out for unicast (RFC 4291 §2.4): outside lies no stranger's host, such as
 # IPv4-translated addresses (::ffff:0:0/96 of RFC 2765), which a translator would take inside.
 _GIVEN_OUT = ipaddress.IPv6Network("2000::/3")
 
