@@ -291,9 +291,10 @@ class ShardDatabase(Reader):
             if self._events is not None and "event_id" in change.rows.column_names:
                 ids = change.rows["event_id"].drop_null().to_numpy()
                 self._events.add(ids)
-        elif self._people is not None:
+            return
+        self._people_moved = True
+        if self._people is not None:
             ids = change.rows["subscriber_id"].to_pylist()
-            self._people_moved = True
             if change.op is Op.DELETE:
                 self._people.remove(ids)
             else:

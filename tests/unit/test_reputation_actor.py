@@ -43,6 +43,8 @@ class House:
         self.calls.answers["shard-001", "query"] = []
 
     async def start(self) -> ReputationActor:
+        """The next incarnation; the one before it is dead and decides nothing any more."""
+        await self.close()
         documents = Documents(
             self.objects,
             "default/journal/reputation",

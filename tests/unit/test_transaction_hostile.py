@@ -111,7 +111,7 @@ def test_no_server_makes_us_lie(
     burst = Transactions(envelopes(count), Offers(pipelining=pipelining))
     wire, heard = b"", b""  # what has gone out, what has come in
     heard_at_dot: dict[int, int] = {}
-    out, rounds = burst.start(), 0
+    out, pending, rounds = burst.start(), b"", 0
     while not burst.finished:
         rounds += 1
         assert rounds < ROUNDS_MAX, "nobody moves"
@@ -124,16 +124,16 @@ def test_no_server_makes_us_lie(
         if unwritten:
             burst.lost("connection lost", len(unwritten))
             break
-        answer = server.answers(written)
+        pending += server.answers(written)
         if closes_after is not None:
-            answer = answer[: max(0, closes_after - len(heard))]
-        if not answer:
+            pending = pending[: max(0, closes_after - len(heard))]
+        if not pending:
             burst.lost("silence", 0)  # a time-out, or the end of the connection
             break
         out = b""
-        while answer and not burst.finished:
-            size = random.randint(1, len(answer))
-            piece, answer = answer[:size], answer[size:]
+        while pending and not out and not burst.finished:  # what it says is written before it reads
+            size = random.randint(1, len(pending))
+            piece, pending = pending[:size], pending[size:]
             heard += piece
             out += burst.receive(piece)
         if rounds == stops_at:
