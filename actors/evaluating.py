@@ -174,10 +174,14 @@ class Evaluating:
             self._last_flips_s = began_s
         taken = self._notes.take()
         self._unsettled_s += taken.committed_s
-        found = await self._in(
-            self._round_thread,
-            lambda: self._pinned(lambda reader: self._look(reader, taken)),
-        )
+        try:
+            found = await self._in(
+                self._round_thread,
+                lambda: self._pinned(lambda reader: self._look(reader, taken)),
+            )
+        except BaseException:
+            self.live.lose()
+            raise
         self._wake_whole()
         if found.moves.num_rows:
             try:

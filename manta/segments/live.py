@@ -162,6 +162,10 @@ class LiveSegments:
         self.removed |= {id for (id,) in database.rows(_OVER, [SEGMENT])}
         self.ask_whole(self.index.all)
 
+    def lose(self) -> None:
+        """What was taken never came to a round: the next one has everything evaluated whole."""
+        self._lost = True
+
     def round(self, database: Database, taken: Taken, now: datetime) -> Round:
         """Look at what was committed, then ask some of those who wait.
 
