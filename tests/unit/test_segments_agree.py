@@ -44,7 +44,7 @@ from tests.unit import segments_house
 from tests.unit.agree_house import BROUGHT, HOT_EVENT_DAYS, World
 from tests.unit.plain_rules import PlainPerson, plain_holds
 
-SEEDS = range(12)
+SEEDS = range(6)
 STEPS = 40
 TICK = timedelta(microseconds=1)
 JUST = timedelta(seconds=1)  # what is no older is the present to the job
