@@ -6,15 +6,19 @@ READY  := $(VENV)/.installed
 export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: demo test test-long lint lock clean
+.PHONY: demo test test-long coverage lint lock clean
 
 demo: $(READY)
 	$(BIN)/manta demo
 
-# The simulation uses all processors by itself, and without coverage, which would take most of its
-# time. What runs on Ray runs alone.
+# The simulation uses all processors by itself. What runs on Ray runs alone.
 test: $(READY) lint
 	$(BIN)/python -m pytest -m "not long" tests/sim
+	$(BIN)/python -m pytest -m "not long" tests/unit -n auto
+	$(BIN)/python -m pytest -m "not long" tests/integration tests/e2e
+
+# The same tests but the simulation, half as long again.
+coverage: $(READY)
 	$(BIN)/python -m pytest -m "not long" tests/unit -n auto --cov --cov-report=
 	$(BIN)/python -m pytest -m "not long" tests/integration tests/e2e \
 	  --cov --cov-append --cov-report=term:skip-covered

@@ -255,13 +255,13 @@ def _server(text: str) -> Server:
     return host, number
 
 
-def _read(
-    response: dns.message.QueryMessage, kind: RdataType
-) -> tuple[Answer, dns.name.Name | None]:
+def _read(response: dns.message.Message, kind: RdataType) -> tuple[Answer, dns.name.Name | None]:
     """What a response says; or, where it ends at a CNAME, the name to go on with.
 
     Records of other names in it are not looked at (RFC 2181 §5.4.1).
     """
+    if not isinstance(response, dns.message.QueryMessage):  # by its opcode, RFC 1035 §4.1.1
+        return Answer(Found.TROUBLE, detail="no answer to a query"), None
     rcode = response.rcode()
     if rcode not in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN):
         return Answer(Found.TROUBLE, detail=dns.rcode.to_text(rcode)), None

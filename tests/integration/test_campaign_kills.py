@@ -69,6 +69,7 @@ async def test_without_its_journal_a_dead_senders_messages_are_uncertain(
     assert total["accepted"] == count - total["uncertain"]
 
 
+@pytest.mark.long
 async def test_a_stopped_sender_wakes_and_repeats_nothing(ray_cluster: str, sink: Sink) -> None:
     count = 3_000
     async with world.running("asleep", sink.port, lease_deadline_s=10.0, senders=2) as (

@@ -199,6 +199,10 @@ def test_a_message_that_can_be_parsed_is_read(server, how, name):
     assert (answer.found is Found.RECORDS) is bool(answer.records)
 
 
+def test_what_is_no_answer_to_a_query_is_trouble():
+    assert _read(dns.message.Message(), RdataType.MX)[0].found is Found.TROUBLE
+
+
 def test_servers_are_addresses():
     def parsed(*texts):
         return servers_of(DnsSettings(texts))

@@ -283,6 +283,7 @@ async def test_tls_proves_the_name_of_the_url(tmp_path):
 # -- all of it, with Ray -------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.timeout(400)
 async def test_a_killed_courier_loses_nothing(ray_cluster):
     count, got = 600, set()
