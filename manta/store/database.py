@@ -361,6 +361,9 @@ class ShardDatabase(Reader):
             for table in TABLES.values():
                 self._create_indexes(table)
             self._indexed = True
+            # Now, and not while the first events wait for it: a second for ten million of them.
+            self.may_hold_events(np.empty(0, np.int64))
+            self.here(np.empty(0, np.int64))
 
     def lock_down(self) -> None:
         """From now on no statement reaches files or changes settings. For good."""
