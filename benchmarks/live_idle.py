@@ -42,8 +42,8 @@ async def idle_shares(root: str, seconds: float) -> dict[str, Any]:
     runtime.start_cluster(num_cpus=2)
     try:
         handles = await bootstrap.up(settings, READY_WITHIN_S)
+        await _evaluated(handles)  # first: it takes both processors, and Serve's start is timed
         await asyncio.to_thread(deploy, settings)
-        await _evaluated(handles)
         await asyncio.sleep(QUIET_S)
         return await _measured(settings, handles, seconds)
     finally:
