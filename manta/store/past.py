@@ -135,13 +135,20 @@ def _memberships(at: str) -> str:
 
 
 def _attribute_times(at: str) -> str:
+    """What has not changed since is as it stands: a merge brings values with their own times, and
+    its history says only when it brought them. The rest is the last change until then."""
     name = "unnest(list_distinct(list_concat(json_keys(properties, '$.old'), json_keys(properties,"
     name += " '$.new'))))"
     changed = (
         f"SELECT subscriber_id, occurred_at, {name} AS name FROM {_NOW}events"
         f" WHERE type = 'profile_changed' AND occurred_at <= {at}"
     )
-    return (
+    stands = (
+        f"SELECT subscriber_id, name, changed_at FROM {_NOW}attribute_times"
+        f" WHERE changed_at <= {at}"
+    )
+    before = (
         f"SELECT subscriber_id, regexp_replace(name, '^{ATTRIBUTE_PREFIX}', '') AS name,"
         f" max(occurred_at) AS changed_at FROM ({changed}) GROUP BY ALL"
     )
+    return f"{stands} UNION ALL (FROM ({before}) ANTI JOIN ({stands}) USING (subscriber_id, name))"

@@ -19,7 +19,8 @@ from manta.store import lake
 from manta.store.objects import FileObjects
 from manta.store.past import turn_back
 from manta.store.shard import ShardStore
-from tests.unit.store_shard import START, flush
+from tests.unit.store_shard import START, event, flush, person, write
+from tests.unit.store_shard import upsert as upsert_rows
 
 READS = {
     "profiles": "SELECT subscriber_id, email, time_zone, attr_city, attr_score, attr_vip,"
@@ -92,3 +93,26 @@ def test_the_past_is_what_it_was(tmp_path: Path, seed: int) -> None:
             with lake.open(str(tmp_path)) as connection:
                 turn_back(connection, at)
                 assert read(lambda sql, c=connection: c.sql(sql).fetchall()) == then, at
+
+
+def test_a_value_that_a_merge_brought_keeps_its_own_time(tmp_path: Path) -> None:
+    clock = ManualClock(START)
+    store = ShardStore(FileObjects(tmp_path), "default", 0, b"n" * 16, clock, Random(1))
+    store.recover()
+    earlier, merged = START - timedelta(days=9), START - timedelta(days=1)
+    said = '{"source":"merge","old":{},"new":{"attr_vip":true}}'
+    store.execute(
+        [
+            write(
+                person(1, attr_vip=True, created_at=START - timedelta(days=20)),
+                upsert_rows(
+                    "attribute_times",
+                    {"subscriber_id": 1, "name": "vip", "changed_at": earlier},
+                ),
+                event(1, "profile_changed", merged, event_id=5, properties=said),
+            )
+        ]
+    )
+    flush(store)
+    with lake.open(str(tmp_path), as_of=START) as connection:
+        assert connection.sql(READS["attribute_times"]).fetchall() == [(1, "vip", earlier)]
