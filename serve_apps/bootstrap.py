@@ -73,11 +73,13 @@ async def build_webhooks(settings: Settings, handles: Handles) -> App:
 
 
 async def build_api(settings: Settings, handles: Handles) -> App:
+    from manta.traffic.networks import TrustedProxies
     from serve_apps.api import create_api
     from serve_apps.auth import Authenticator
 
     authenticator = Authenticator(handles.catalog, settings.workspace, handles.clock)
-    return create_api(handles, authenticator, settings.public_url)
+    trusted = TrustedProxies(settings.http.trusted_proxies)
+    return create_api(handles, authenticator, settings.public_url, trusted)
 
 
 async def build_console(settings: Settings, handles: Handles) -> App:

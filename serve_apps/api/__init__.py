@@ -22,6 +22,7 @@ from starlette.exceptions import HTTPException
 from actors.handles import Handles
 from manta import __version__
 from manta.errors import InvalidRequest, MantaError
+from manta.traffic.networks import TrustedProxies
 from serve_apps import collect
 from serve_apps.api import (
     campaigns,
@@ -59,11 +60,16 @@ _DESCRIPTION = (
 )
 
 
-def create_api(handles: Handles, authenticator: Authenticator, public_url: str) -> App:
+def create_api(
+    handles: Handles,
+    authenticator: Authenticator,
+    public_url: str,
+    trusted: TrustedProxies | None = None,
+) -> App:
     """The API as an ASGI app whose routes begin at its root path; ``public_url`` is where the links
-    of mails lead."""
+    of mails lead, ``trusted`` the proxies that are believed about who calls."""
     collecting, collector = collect.create_collect(
-        handles, authenticator, secrets.token_hex(8), SystemRandom()
+        handles, authenticator, secrets.token_hex(8), SystemRandom(), trusted
     )
 
     @asynccontextmanager

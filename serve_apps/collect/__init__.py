@@ -30,10 +30,11 @@ from manta.ingestion.normalised import Normalised, Unfit
 from manta.ingestion.visits import check_age
 from manta.people.identifying import living, owners
 from manta.people.identities import ANONYMOUS_ID, EMAIL, EXTERNAL_ID, PHONE, compared
+from manta.traffic.networks import TrustedProxies
 from serve_apps import reads
 from serve_apps.auth import Authenticator, Caller
 from serve_apps.collect.bodies import COMPRESSED_BYTES_MAX, json_object, unpacked, write_key
-from serve_apps.collect.rates import PUBLIC, SERVER, Buckets
+from serve_apps.collect.rates import CLIENT, PUBLIC, SERVER, Buckets, network
 from serve_apps.collect.recording import Recorder
 from serve_apps.collect.snippet import SNIPPET
 from serve_apps.collect.taking import Arrived, Intake, Taken
@@ -80,8 +81,10 @@ class Collect:
         keys: LinkKeys,
         producer: str,
         random: Random,
+        trusted: TrustedProxies | None = None,
     ) -> None:
         self._handles = handles
+        self._trusted = trusted or TrustedProxies(())
         self._clock = handles.clock
         self._authenticator = authenticator
         self._keys = keys
@@ -89,6 +92,7 @@ class Collect:
         self._recorder = Recorder(handles.shards, f"collect:{producer}")
         self.intake = Intake(handles, self._recorder, producer)
         self._secret, self._public = Buckets(SERVER, self._clock), Buckets(PUBLIC, self._clock)
+        self._clients = Buckets(CLIENT, self._clock)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/")
@@ -120,6 +124,9 @@ class Collect:
         caller = await self._authenticator.key(write_key(headers, payload))
         is_public = await self._is_public(caller, headers)
         messages = _messages(call, payload)
+        if is_public and (address := self._address(scope, headers)):
+            # Before the key's own bucket, so that one client cannot empty it for all.
+            self._clients.take(f"{caller.key_id} {network(address)}", len(messages))
         (self._public if is_public else self._secret).take(caller.key_id, len(messages))
         if is_public and payload.get("token") is not None:
             await self._tie(payload["token"], messages)
@@ -128,6 +135,12 @@ class Collect:
         # What a public key sends is never kept for later: anybody could fill the quarantine.
         taken = await self.intake.take(source, arrived, keep_unfit=not is_public)
         return _summary(taken)
+
+    def _address(self, scope: Scope, headers: Mapping[bytes, bytes]) -> str:
+        """The client's address, where the proxies before us are known; else empty."""
+        peer = scope.get("client")
+        forwarded = headers.get(b"x-forwarded-for", b"").decode("latin-1")
+        return self._trusted.client(peer[0] if peer else "", forwarded)
 
     async def _is_public(self, caller: Caller, headers: Mapping[bytes, bytes]) -> bool:
         """Whether the key is one that everybody may have. Raises ``Forbidden``."""
@@ -315,10 +328,14 @@ async def _refuse(
 
 
 def create_collect(
-    handles: Handles, authenticator: Authenticator, producer: str, random: Random
+    handles: Handles,
+    authenticator: Authenticator,
+    producer: str,
+    random: Random,
+    trusted: TrustedProxies | None = None,
 ) -> tuple[App, Collect]:
     """The app behind its guard, and the app itself, whose ``intake`` replays what was in
     quarantine. ``producer`` names this incarnation of the replica."""
     keys = LinkKeys(handles.catalog, handles.workspace, handles.clock)
-    collect = Collect(handles, authenticator, keys, producer, random)
+    collect = Collect(handles, authenticator, keys, producer, random, trusted)
     return Guard(collect, body_bytes_max=COMPRESSED_BYTES_MAX), collect

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address, ip_network
 
 from manta.clock import Clock
 from serve_apps.problems import TooMany
@@ -25,6 +26,15 @@ class Rate:
 
 SERVER = Rate(per_s=20_000, burst=60_000)  # of a secret key
 PUBLIC = Rate(per_s=200, burst=2_000)  # of a key that stands in web pages
+CLIENT = Rate(per_s=2, burst=200)  # of one network that sends with such a key
+
+
+def network(address: str) -> str:
+    """Whom an address counts for: itself, or of IPv6 the 64 bits that one household has."""
+    parsed = ip_address(address)
+    if isinstance(parsed, IPv6Address):
+        return str(ip_network((parsed, 64), strict=False))
+    return address
 
 
 class Buckets:

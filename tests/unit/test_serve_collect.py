@@ -18,6 +18,7 @@ from manta.errors import StoreUnavailable
 from manta.ids import NOBODY, MessageRef
 from manta.ingestion import quarantine, segment
 from manta.ingestion.visits import is_of, tagged, visit_token
+from manta.traffic.networks import TrustedProxies
 from serve_apps.api import create_api
 from serve_apps.collect import create_collect
 from serve_apps.collect.rates import Buckets, Rate
@@ -435,3 +436,29 @@ async def test_who_is_gone_is_asked_for_once_more(world):
     (taken,) = await collect.intake.take({"kind": "segment"}, [Arrived("{}", found)])
     assert taken == Taken("recorded")
     assert len(events(world)) == 1
+
+
+async def test_one_client_cannot_use_up_a_public_key(world: House) -> None:
+    trusted = TrustedProxies(("127.0.0.0/8",))
+    app = create_api(world.handles, world.authenticator, "http://manta.test", trusted)
+    async with client(app, V1, await world.key()) as http:
+        key = await public(world, http)
+
+        async def says(visitor: str, address: str, count: int = 1) -> int:
+            batch = [
+                {"type": "page", "anonymousId": visitor, "messageId": f"{visitor}{n}"}
+                for n in range(count)
+            ]
+            headers = {**ORIGIN, "X-Forwarded-For": address}
+            body = {"writeKey": key, "batch": batch}
+            return int((await http.post("/v1/collect", json=body, headers=headers)).status_code)
+
+        assert await says("a", "198.51.100.7", 100) == 200
+        assert await says("b", "198.51.100.7", 100) == 200
+        assert await says("c", "198.51.100.7") == 429
+        assert await says("d", "198.51.100.8") == 200
+        assert await says("e", "2001:db8::1", 100) == 200
+        assert await says("e", "2001:db8::2", 100) == 200
+        assert await says("f", "2001:db8::3") == 429, "one household"
+        world.clock.advance(60)
+        assert await says("g", "198.51.100.7") == 200
