@@ -46,11 +46,6 @@ def key_of(settings: Mapping[str, Any]) -> bytes:
     return key
 
 
-def any_erased(database: Database) -> bool:
-    """Whether there is anything to ask ``erased_among`` for."""
-    return bool(_held(database))
-
-
 def erased_among(
     database: Database,
     settings: Mapping[str, Any],

@@ -216,7 +216,6 @@ PROPERTY_TYPES = {
     "amount": AttributeType.NUMBER,
     "campaign": AttributeType.NUMBER,
 }
-AMOUNT = Property(("amount",))
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,6 @@ TYPES_MAX = 50
 URL_LENGTH_MAX = 2_000
 DESCRIPTION_LENGTH_MAX = 500
 SECRETS_MAX = 4
-OLD_SECRET_LASTS = timedelta(hours=24)
 
 TEST = "webhook.test"
 ENDED = ("failed", "suppressed", "cancelled", "expired", "uncertain")  # a message's, beside events
